@@ -1,0 +1,1 @@
+"""Weight files: reading, writing, and fitting them to a model."""

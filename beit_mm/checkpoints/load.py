@@ -1,0 +1,183 @@
+"""Reading and writing weight files. The only place of beit_mm that opens one, and never as a pickle with code."""
+
+import hashlib
+import math
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..ops.relative_position import NUM_CLASS_ROWS, num_offsets, resize_positions, resize_table
+
+
+class CheckpointError(ValueError):
+    """A weight file that cannot be used; the message says which, why, and what to do."""
+
+
+def read(filename: str | os.PathLike, map_location=None) -> dict:
+    """Read a .pth or .safetensors file with `weights_only=True`, whatever the environment says.
+
+    Raises CheckpointError, naming the file, when it is missing, damaged, a web page, or holds code.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
+        hint = f'; that folder has {", ".join(near)}' if near else ''
+        raise CheckpointError(f'{path}: there is no such checkpoint{hint}')
+    with open(path, 'rb') as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise CheckpointError(f'{path}: the file is empty; the run that wrote it was cut off. Use an older one')
+    if start.startswith((b'<!doctype', b'<html', b'<?xml')):
+        raise CheckpointError(f'{path}: this is a web page, not weights; the download was answered by an error page')
+    if path.suffix == '.safetensors':
+        try:
+            return load_file(path, device=str(map_location or 'cpu'))
+        except SafetensorError as error:
+            raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if 'Unsupported' in str(error) or 'GLOBAL' in str(error) or 'global' in str(error):
+            raise CheckpointError(
+                f'{path}: holds Python objects besides tensors, and loading those could run code. '
+                f'Save it again as tensors and plain types. What torch said: {str(error).splitlines()[0]}'
+            ) from error
+        raise CheckpointError(f'{path}: not a checkpoint, or damaged ({str(error).splitlines()[0]})') from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise CheckpointError(f'{path}: damaged or cut off ({str(error).splitlines()[0]})') from error
+
+
+def write(checkpoint: dict, filename: str | os.PathLike) -> None:
+    """Write so that the name only ever holds a complete file: temporary file, sync, rename."""
+    path = Path(filename)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(filename: str | os.PathLike) -> str:
+    """Hex digest of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(filename, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def state_dict_of(checkpoint: dict) -> dict[str, torch.Tensor]:
+    """The weights inside a checkpoint, whichever of the usual names they are under."""
+    for key in ('state_dict', 'model', 'module'):
+        if isinstance(checkpoint.get(key), dict):
+            return checkpoint[key]
+    return checkpoint
+
+
+@dataclass
+class LoadReport:
+    """What became of the keys of a checkpoint: names by fate."""
+
+    matched: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    expanded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f'{len(names)} {fate}' for fate, names in vars(self).items() if names]
+        for fate in ('resized', 'expanded', 'missing', 'dropped'):
+            names = getattr(self, fate)
+            if names:
+                parts[[p.split()[1] for p in parts].index(fate)] += f' ({_few(names)})'
+        return ', '.join(parts)
+
+
+def _few(names: list[str]) -> str:
+    return ', '.join(names[:3]) + (f', ... {len(names) - 3} more' if len(names) > 3 else '')
+
+
+TABLE, SHARED_TABLE = 'relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'
+# Of the backbone: what a pre-training checkpoint has and a fine-tuned model may lack, and the other way round.
+# Official fine-tuning with mean pooling drops the pre-trained `norm` and starts `fc_norm` (ln2) at one and zero.
+MAY_BE_DROPPED = ('mask_token', 'ln1.weight', 'ln1.bias')
+MAY_BE_MISSING = ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'mask_token')
+
+
+def fit(
+    weights: dict[str, torch.Tensor],
+    own: dict[str, torch.Tensor],
+    grid: tuple[int, int],
+    prefix: str = 'backbone.',
+    interpolation: str = 'bicubic',
+) -> tuple[dict[str, torch.Tensor], LoadReport]:
+    """Fit weights to a model whose state dict is `own` and whose backbone (under `prefix`) has `grid` patches.
+
+    A shared relative position table is expanded to all blocks, tables and positions are resized, heads of
+    another shape or name keep their initial values. Raises CheckpointError when any other part of the
+    backbone is missing, left over or of another shape.
+    """
+    report = LoadReport()
+    weights = {k: v for k, v in weights.items() if not k.endswith('relative_position_index')}
+    per_block = [k for k in own if k.startswith(prefix + 'layers.') and k.endswith(TABLE)]
+    shared = prefix + SHARED_TABLE
+    if shared in weights and shared not in own and per_block:
+        table = weights.pop(shared)
+        weights.update({key: table.clone() for key in per_block})
+        report.expanded = per_block
+    fitted = {}
+    refused = []
+    for key, value in weights.items():
+        in_backbone = key.startswith(prefix)
+        if key not in own:
+            if in_backbone and key[len(prefix) :] not in MAY_BE_DROPPED:
+                refused.append(f'{key} is not in the model')
+            else:
+                report.dropped.append(key)
+            continue
+        if in_backbone and value.shape != own[key].shape:
+            value = _resized(key, value, grid, interpolation)
+            if value.shape == own[key].shape:
+                report.resized.append(key)
+        if value.shape == own[key].shape:
+            fitted[key] = value
+            if key not in report.resized and key not in report.expanded:
+                report.matched.append(key)
+        elif in_backbone:
+            refused.append(f'{key} is {tuple(weights[key].shape)}, the model has {tuple(own[key].shape)}')
+        else:
+            report.dropped.append(key)
+    for key in own:
+        if key not in fitted:
+            report.missing.append(key)
+            if key.startswith(prefix) and key[len(prefix) :] not in MAY_BE_MISSING and key not in weights:
+                refused.append(f'{key} is not in the checkpoint')
+    if refused:
+        shown = '\n  '.join(refused[:4]) + (f'\n  ... {len(refused) - 4} more' if len(refused) > 4 else '')
+        raise CheckpointError(
+            f'the backbone does not fit:\n  {shown}\n'
+            f'Check arch, patch_size, positions and LayerScale of the config against those of the checkpoint'
+        )
+    return fitted, report
+
+
+def _resized(key: str, value: torch.Tensor, grid: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """Tables and positions on another square grid, resized to `grid`; all else as it is."""
+    if key.endswith(TABLE):
+        side = (math.isqrt(value.shape[0] - NUM_CLASS_ROWS) + 1) // 2
+        return resize_table(value, (side, side), grid) if num_offsets((side, side)) == value.shape[0] else value
+    if key.endswith('pos_embed'):
+        side = math.isqrt(value.shape[1] - 1)
+        if side * side == value.shape[1] - 1:
+            return resize_positions(value, (side, side), grid, interpolation)
+    return value

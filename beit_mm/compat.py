@@ -1,0 +1,207 @@
+"""What OpenMMLab's last releases (mmengine 0.10.7, mmcv 2.1, mmseg 1.2.2, mmpretrain 1.2.0) need to live on
+today's PyTorch: one function per workaround, each a no-op where it is not needed.
+
+Nothing else in beit_mm looks at a version. `python tools/doctor.py` prints which workarounds are active.
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+CONFIG_ROOT = Path(__file__).parent / '.mim' / 'configs'
+
+TESTED = {  # distribution: what the tests ran on. Others may work; the doctor says when one differs.
+    'torch': '2.13.0',
+    'torchvision': '0.28.0',
+    'numpy': '2.4.6',
+    'scipy': '1.17.1',
+    'mmengine': '0.10.7',
+    'mmcv-lite': '2.1.0',
+    'mmsegmentation': '1.2.2',
+    'mmpretrain': '1.2.0',
+    'timm': '1.0.31',
+    'setuptools': '80.10.2',
+    'ftfy': '6.3.1',
+    'regex': '2026.11.15',
+}
+
+_kept_alive: list = []  # torch.library handles: their definitions go when they are collected
+
+
+def torchvision_without_compiled_ops() -> str:
+    """A CPU build of torch beside torchvision's default wheel: the compiled half does not load, the import dies."""
+    if 'torchvision' in sys.modules or importlib.util.find_spec('torchvision') is None:
+        return ''
+    try:
+        importlib.import_module('torchvision')
+        return ''
+    except RuntimeError as error:
+        if 'torchvision::nms' not in str(error):
+            raise
+    import torch
+
+    for name in [n for n in sys.modules if n.split('.')[0] == 'torchvision']:
+        del sys.modules[name]
+    library = torch.library.Library('torchvision', 'DEF')
+    library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    _kept_alive.append(library)
+    importlib.import_module('torchvision')
+    return 'torchvision imports; its compiled operators (nms) do not run'
+
+
+def mmcv_without_compiled_ops() -> str:
+    """`mmseg.models` imports mmcv.ops, whose binary mmcv-lite lacks: a stand-in that raises when an op is called."""
+    if importlib.util.find_spec('mmcv') is None or importlib.util.find_spec('mmcv._ext') is not None:
+        return ''
+    import mmcv
+
+    class MissingOps(types.ModuleType):
+        def __getattr__(self, name: str):
+            if name.startswith('__'):
+                raise AttributeError(name)
+
+            def missing(*_, **__):
+                raise RuntimeError(
+                    f'mmcv op {name!r} needs the compiled mmcv, and mmcv-lite is installed. No part of beit_mm '
+                    f'calls it: another part of your config does. pip install mmcv=={mmcv.__version__}'
+                )
+
+            return missing
+
+    stand_in = MissingOps('mmcv._ext')
+    stand_in.__spec__ = importlib.util.spec_from_loader('mmcv._ext', loader=None)
+    sys.modules['mmcv._ext'] = mmcv._ext = stand_in
+    return 'mmcv.ops imports; a compiled op raises when called'
+
+
+def configs_by_package() -> str:
+    """`_base_='beit_mm::...'`: mmengine knows a closed list of packages, and marks what it inherits so with
+    `_scope_='beit_mm'`, in which mmpretrain's and mmseg's types do not resolve. Put the file's own scope there.
+    """
+    from mmengine.config import Config
+
+    original = Config._get_cfg_path
+    if getattr(original, 'knows_beit_mm', False):
+        return ''
+
+    @functools.wraps(original)
+    def get_cfg_path(cfg_path: str, filename: str):
+        package, _, relative = cfg_path.partition('::')
+        if package != 'beit_mm' or not relative:
+            return original(cfg_path, filename)
+        path = CONFIG_ROOT / relative
+        if not path.is_file():
+            raise FileNotFoundError(f'{filename}: _base_={cfg_path!r}: there is no {path}')
+        return str(path), Config.fromfile(path).get('default_scope')
+
+    get_cfg_path.knows_beit_mm = True
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+    return "_base_='beit_mm::...' resolves, in the scope of the file it names"
+
+
+def checkpoints_read_closed() -> str:
+    """mmengine opens checkpoints by torch.load's default, which since torch 2.6 refuses mmengine's own files, and
+    which TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns into running whatever they hold. Ours is always weights_only.
+    """
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    from .checkpoints.load import read
+
+    if CheckpointLoader._schemes.get('') is read:
+        return ''
+    CheckpointLoader.register_scheme(prefixes='', loader=read, force=True)
+    return 'local checkpoints are read with weights_only=True'
+
+
+def checkpoints_written_whole() -> str:
+    """mmengine writes checkpoints in place, so a kill leaves half a file under the final name."""
+    from mmengine.runner import runner
+
+    from .checkpoints.load import write
+
+    def save_checkpoint(checkpoint, filename, file_client_args=None, backend_args=None):
+        write(checkpoint, filename)
+
+    if getattr(runner.save_checkpoint, '__module__', '') == __name__:
+        return ''
+    runner.save_checkpoint = save_checkpoint
+    return 'checkpoints appear under their name only when complete'
+
+
+def launcher_without_cuda() -> str:
+    """`init_dist` calls torch.cuda.set_device on machines that have no CUDA."""
+    import torch
+    from mmengine.dist import utils
+
+    if torch.cuda.is_available() or getattr(utils._init_dist_pytorch, '__module__', '') == __name__:
+        return ''
+
+    def init_dist_pytorch(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+        torch.distributed.init_process_group(backend='gloo', **kwargs)
+
+    utils._init_dist_pytorch = init_dist_pytorch
+    return '--launcher pytorch runs on the CPU with gloo'
+
+
+class Workaround(NamedTuple):
+    """`apply()` mends and returns what it did, or an empty string where nothing was needed."""
+
+    apply: Callable[[], str]
+    needed: str
+    upstream: str
+
+
+WORKAROUNDS = (
+    Workaround(torchvision_without_compiled_ops, 'torchvision wheel for another build of torch', 'pytorch/vision#8985'),
+    Workaround(mmcv_without_compiled_ops, 'mmseg 1.2.2 with mmcv-lite', 'open-mmlab/mmcv#3310'),
+    Workaround(configs_by_package, 'mmengine 0.10', 'no issue; mmengine/config/utils.py MODULE2PACKAGE'),
+    Workaround(checkpoints_read_closed, 'mmengine 0.10 with torch >= 2.6', 'open-mmlab/mmengine#1655'),
+    Workaround(checkpoints_written_whole, 'mmengine 0.10', 'no issue; mmengine/runner/checkpoint.py save_checkpoint'),
+    Workaround(launcher_without_cuda, 'mmengine 0.10 without CUDA', 'no issue; mmengine/dist/utils.py'),
+)
+ACTIVE: dict[str, str] = {}
+
+
+def apply_all() -> None:
+    """Apply every workaround once; `import beit_mm` does."""
+    _require_pkg_resources()
+    for workaround in WORKAROUNDS:
+        done = workaround.apply()
+        if done:
+            ACTIVE[workaround.apply.__name__] = done
+
+
+def _require_pkg_resources() -> None:
+    """mmengine 0.10 imports pkg_resources, which setuptools dropped in 81."""
+    if importlib.util.find_spec('pkg_resources') is None:
+        raise ImportError(
+            'mmengine 0.10 needs pkg_resources, which setuptools >= 81 no longer has: pip install "setuptools<81"'
+        )
+
+
+def versions() -> dict[str, str]:
+    """Installed version of everything in TESTED; an empty string for what is missing."""
+    found = {}
+    for name in TESTED:
+        names = ('mmcv-lite', 'mmcv') if name == 'mmcv-lite' else (name,)
+        found[name] = ''
+        for candidate in names:
+            try:
+                found[name] = importlib.metadata.version(candidate)
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def mending_command(found: dict[str, str]) -> str:
+    """The one pip line that brings the installed versions to the tested ones; empty when they are."""
+    wrong = [name for name, version in found.items() if version.split('+')[0] != TESTED[name]]
+    return 'pip install ' + ' '.join(f'{name}=={TESTED[name]}' for name in wrong) if wrong else ''

@@ -1,0 +1,46 @@
+"""Mixed precision that asks the device first: mmengine's AmpOptimWrapper asserts CUDA."""
+
+import contextlib
+import logging
+
+import torch
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
+from mmengine.optim import OptimWrapper
+
+from ..registry import OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class AmpOptimWrapper(OptimWrapper):
+    """bfloat16 autocast on any device, without a loss scaler (bf16 needs none).
+
+    Where the device has no bf16, trains in float32 and says so once.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.device_type = get_device().split(':')[0]
+        self.enabled = self.device_type == 'cpu' or (self.device_type == 'cuda' and torch.cuda.is_bf16_supported())
+        if not self.enabled:
+            print_log(
+                f'--amp bf16: {self.device_type} has no bfloat16 here; training goes on in float32',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+    @contextlib.contextmanager
+    def optim_context(self, model: torch.nn.Module):
+        with super().optim_context(model):
+            with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.enabled):
+                yield
+
+
+def amp_wrapper_type(precision: str) -> str:
+    """Which optim wrapper serves `--amp bf16|fp16` on this device."""
+    if precision == 'bf16':
+        return 'beit_mm.AmpOptimWrapper'
+    if torch.cuda.is_available():
+        return f'mmengine.{MMEngineAmpOptimWrapper.__name__}'
+    raise ValueError('--amp fp16 needs a CUDA device, and there is none; use --amp bf16, which the CPU has too')

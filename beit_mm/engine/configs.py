@@ -1,0 +1,208 @@
+"""Loading configs, and refusing what would be ignored: unknown types, unknown keys, misspelt overrides.
+
+Every error names the file, the key, the value and the nearest name that exists.
+"""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine import registry as root
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, Registry
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+NEAR_TYPE, NEAR_FIELD = 0.6, 0.85  # difflib ratios; the second gave no false alarm on mmpretrain's 530 configs
+RUNNER_FIELDS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+OTHER_FIELDS = frozenset({'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg'})
+BUILT_ELSEWHERE = ('_cfg', '_cfgs')  # norm_cfg, act_cfg, ...: their builders take keys that the class does not
+# Keys that mmengine's builders take out before the class sees the rest
+TAKEN_BY_BUILDER = frozenset({'type', '_scope_', '_delete_', 'init_cfg', 'convert_to_iter_based', 'clip_grad'})
+FIELDS_OF = {
+    'optim_wrapper': {'type', 'optimizer', 'constructor', 'paramwise_cfg', 'clip_grad', 'accumulative_counts', 'dtype'},
+    'train_cfg': {'type', 'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval', 'dynamic_intervals'},
+    'val_cfg': {'type', 'fp16'},
+    'test_cfg': {'type', 'fp16'},
+    'randomness': {'seed', 'deterministic', 'diff_rank_seed'},
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'auto_scale_lr': {'enable', 'base_batch_size'},
+    **dict.fromkeys(
+        ('train_dataloader', 'val_dataloader', 'test_dataloader'),
+        set(inspect.signature(DataLoader.__init__).parameters) - {'self'} | {'num_batch_per_epoch'},
+    ),
+}
+
+
+class ConfigError(ValueError):
+    """A mistake in a config or an override; the message says which and what to write instead."""
+
+
+def load_config(path: str | Path, overrides: dict | None = None) -> Config:
+    """Read a config, apply `--cfg-options`, import what it names, and check it.
+
+    Raises ConfigError for a missing file, Python that does not run, an unknown type, key or override.
+    """
+    path = Path(path)
+    if not path.is_file():
+        candidates = sorted(str(p) for p in Path('configs').rglob('*.py')) if Path('configs').is_dir() else []
+        near = difflib.get_close_matches(str(path), candidates, n=3, cutoff=0.5)
+        hint = ''.join(f'\n    {name}' for name in near)
+        raise ConfigError(f'{path}: there is no such config{f". The nearest names are:{hint}" if near else ""}')
+    try:
+        config = Config.fromfile(path)
+    except SyntaxError as error:
+        raise ConfigError(f'{path}, line {error.lineno}: not valid Python: {error.msg}') from error
+    except (FileNotFoundError, KeyError, NameError, TypeError, AssertionError, ImportError) as error:
+        raise ConfigError(f'{path}: cannot be read: {error}') from error
+    if overrides:
+        _check_overrides(config, overrides, path)
+        config.merge_from_dict(overrides)
+    check_config(config, path)
+    return config
+
+
+def parse_overrides(pairs: list[str] | None) -> dict:
+    """`['a.b=1', 'c=[1,2]']` -> {'a.b': 1, 'c': [1, 2]}: Python literals where they parse, else text."""
+    overrides = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition('=')
+        if not equals or not key:
+            raise ConfigError(f'--cfg-options {pair}: write key=value, as in optim_wrapper.optimizer.lr=1e-3')
+        try:
+            overrides[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            overrides[key] = {'true': True, 'false': False, 'none': None}.get(text.lower(), text)
+    return overrides
+
+
+def check_config(config: Config, path: str | Path) -> None:
+    """Raise ConfigError for a top-level name that nobody reads and is close to a known one, and for unknown
+    types and arguments anywhere below."""
+    known = RUNNER_FIELDS | OTHER_FIELDS
+    for name in config:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR_FIELD)
+        if name not in known and near:
+            raise ConfigError(f'{path}: `{name}` is read by nobody; did you mean `{near[0]}`?')
+    scope = config.get('default_scope', 'mmengine')
+    with DefaultScope.overwrite_default_scope(scope):
+        for where, node in _typed(config.to_dict()):
+            _check_node(node, where, path, scope)
+
+
+def _typed(node, where: str = '') -> Iterator[tuple[str, dict]]:
+    """Every dict with a `type` below `node`, with its dotted path; parts that other builders own are left out."""
+    if isinstance(node, dict):
+        if isinstance(node.get('type'), str):
+            yield where, node
+        for key, value in node.items():
+            if not (isinstance(key, str) and key.endswith(BUILT_ELSEWHERE) and isinstance(value, dict) and where):
+                yield from _typed(value, f'{where}.{key}' if where else str(key))
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _typed(value, f'{where}[{i}]')
+
+
+def _roots() -> list[Registry]:
+    return [value for value in vars(root).values() if isinstance(value, Registry)]
+
+
+def resolve(type_name: str, scope: str | None = None):
+    """The class or function that any registry knows under this name in this scope, or None."""
+    for registry in _roots():
+        try:
+            found = registry.get(f'{scope}.{type_name}' if scope and '.' not in type_name else type_name)
+        except (KeyError, ImportError, ValueError):
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def known_types(scope: str) -> list[str]:
+    """Every name that can be written as a `type` in this scope."""
+    names: set[str] = set()
+    for registry in _roots():
+        names |= set(registry.module_dict)
+        for child_scope, child in registry.children.items():
+            child.import_from_location()
+            names |= {f'{child_scope}.{n}' for n in child.module_dict}
+            if child_scope == scope:
+                names |= set(child.module_dict)
+    return sorted(names)
+
+
+def _check_node(node: dict, where: str, path: str | Path, scope: str) -> None:
+    type_name = node['type']
+    found = resolve(type_name, node.get('_scope_', scope)) or resolve(type_name)
+    if found is None:
+        near = difflib.get_close_matches(type_name, known_types(scope), n=1, cutoff=NEAR_TYPE)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ConfigError(f'{path}: {where}.type={type_name!r} is not registered in scope {scope!r}{hint}')
+    arguments = _arguments(found)
+    if arguments is None:
+        return
+    for key in node:
+        if key not in arguments and key not in TAKEN_BY_BUILDER and not _field_of(where, key):
+            near = difflib.get_close_matches(key, arguments, n=1, cutoff=NEAR_TYPE)
+            hint = f'; did you mean {near[0]!r}?' if near else f'. It takes: {", ".join(sorted(arguments))}'
+            raise ConfigError(f'{path}: {where}.{key}={node[key]!r}: {type_name} has no argument {key!r}{hint}')
+
+
+def _field_of(where: str, key: str) -> bool:
+    return key in FIELDS_OF.get(where.rsplit('.', 1)[-1], ())
+
+
+def _arguments(found) -> set[str] | None:
+    """Names of a callable's arguments, its parents' included where it passes on; None where all are taken."""
+    if not inspect.isclass(found):
+        parameters = inspect.signature(found).parameters.values()
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        return None if takes_all else {p.name for p in parameters}
+    names: set[str] = set()
+    for parent in inspect.getmro(found):
+        if '__init__' not in vars(parent) or parent is object:
+            continue
+        parameters = list(inspect.signature(parent.__init__).parameters.values())[1:]
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
+
+
+def _check_overrides(config: Config, overrides: dict, path: str | Path) -> None:
+    """An override must address something that is there, or that its owner takes."""
+    for dotted in overrides:
+        node, walked = config.to_dict(), ''
+        for part in dotted.split('.'):
+            if isinstance(node, (list, tuple)):
+                if not part.isdigit() or int(part) >= len(node):
+                    raise ConfigError(f'--cfg-options {dotted}: {walked} is a list of {len(node)}; {part!r} is no index of it')
+                node, walked = node[int(part)], f'{walked}.{part}'
+                continue
+            if not isinstance(node, dict):
+                raise ConfigError(f'--cfg-options {dotted}: {walked}={node!r} has no keys')
+            if part not in node:
+                _check_new_key(node, walked, part, dotted, path)
+                break
+            node, walked = node[part], f'{walked}.{part}' if walked else part
+
+
+def _check_new_key(node: dict, walked: str, part: str, dotted: str, path: str | Path) -> None:
+    choices = set(node)
+    if not walked:
+        choices |= RUNNER_FIELDS | OTHER_FIELDS
+    choices |= FIELDS_OF.get(walked.rsplit('.', 1)[-1], set())
+    if isinstance(node.get('type'), str):
+        found = resolve(node['type'])
+        arguments = _arguments(found) if found is not None else None
+        if arguments is None:
+            return
+        choices |= arguments
+    if part in choices:
+        return
+    near = difflib.get_close_matches(part, choices, n=1, cutoff=0.5)
+    hint = f'; did you mean `{walked + "." if walked else ""}{near[0]}`?' if near else ''
+    raise ConfigError(f'{path}: --cfg-options {dotted}: there is no `{part}` in {walked or "the config"}{hint}')

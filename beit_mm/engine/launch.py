@@ -1,0 +1,167 @@
+"""From a config file to a finished run: what `tools/train.py` and `tools/test.py` call."""
+
+import contextlib
+import functools
+import logging
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+from ..checkpoints.load import CheckpointError, read, state_dict_of
+from .amp import amp_wrapper_type
+from .checkpointing import latest_checkpoint
+from .configs import ConfigError
+
+SAFETY_HOOKS = [
+    dict(type='beit_mm.PlainCheckpointHook'),
+    dict(type='beit_mm.FitWeightsHook'),
+    dict(type='beit_mm.ProgressHook'),
+]
+
+
+def prepare(
+    config: Config,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    load_from: str | None = None,
+    amp: str | None = None,
+    auto_scale_lr: bool = False,
+    no_validate: bool = False,
+    launcher: str = 'none',
+    seed: int | None = None,
+) -> Config:
+    """Put the command line's wishes into the config, and find out what cannot work before anything starts.
+
+    resume: 'auto' (the newest checkpoint of the work_dir, if any) or a file.
+    """
+    name = Path(config.filename).stem if config.filename else 'run'
+    config.work_dir = str(work_dir or config.get('work_dir') or Path('work_dirs') / name)
+    check_writable(Path(config.work_dir))
+    config.launcher = launcher
+    config.experiment_name = config.get('experiment_name') or name
+    config.setdefault('randomness', {})
+    if seed is not None:
+        config.randomness['seed'] = seed
+    elif config.randomness.get('seed') is None:
+        config.randomness['seed'] = random.SystemRandom().randrange(2**31)
+    if load_from:
+        config.load_from = load_from
+    config.resume = False
+    if resume == 'auto':
+        found = latest_checkpoint(Path(config.work_dir))
+        if found is not None:
+            config.load_from, config.resume = str(found), True
+        else:
+            print(f'{config.work_dir}: no checkpoint to resume from; starting at step 0', flush=True)
+    elif resume:
+        config.load_from, config.resume = resume, True
+    if config.get('load_from'):
+        read(config.load_from, map_location='cpu')  # its errors belong before the model is built
+    if amp:
+        config.optim_wrapper['type'] = amp_wrapper_type(amp)
+    if no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    if auto_scale_lr:
+        if 'auto_scale_lr' not in config:
+            raise ConfigError(f'{config.filename}: --auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in it')
+        config.auto_scale_lr['enable'] = True
+    present = {hook['type'] for hook in config.get('custom_hooks') or []}
+    config.custom_hooks = [*(config.get('custom_hooks') or []), *(h for h in SAFETY_HOOKS if h['type'] not in present)]
+    return config
+
+
+def check_writable(folder: Path) -> None:
+    """Raise PermissionError naming the folder if no file can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f'work_dir {folder} cannot be written ({error.strerror}); choose another one with --work-dir'
+        ) from error
+
+
+def run(config: Config, **wishes) -> Runner:
+    """Train what a checked config describes. `wishes` are `prepare`'s arguments."""
+    config = prepare(config, **wishes)
+    runner = Runner.from_cfg(config)
+    runner.logger.info(f'seed {config.randomness["seed"]}, work_dir {config.work_dir}')
+    started = time.perf_counter()
+    runner.train()
+    runner.logger.info(f'trained in {time.perf_counter() - started:.0f} s')
+    return runner
+
+
+def evaluate(config: Config, checkpoint: str, **wishes) -> tuple[Runner, dict[str, float], float]:
+    """Load a checkpoint (every key must fit), test, and return (runner, metrics, seconds)."""
+    config = prepare(config, load_from=checkpoint, **wishes)
+    for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+        if config.get(key) is None:
+            raise ConfigError(f'{config.filename}: {key} is missing, which testing needs')
+    config.train_dataloader = config.train_cfg = config.optim_wrapper = config.param_scheduler = None
+    config.val_dataloader = config.val_cfg = config.val_evaluator = None
+    config.visualizer = None
+    runner = Runner.from_cfg(config)
+    _load_whole(runner, checkpoint)
+    started = time.perf_counter()
+    metrics = {name: float(value) for name, value in runner.test().items()}
+    return runner, metrics, time.perf_counter() - started
+
+
+def _load_whole(runner: Runner, checkpoint: str) -> None:
+    """A test on a half-loaded model is no test: missing or unexpected keys are an error."""
+    weights = state_dict_of(read(checkpoint, map_location='cpu'))
+    try:
+        runner.model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError(f'{checkpoint}: does not fit the model of this config: {" ".join(first)}') from error
+    runner.cfg.load_from = runner._load_from = None
+    runner._has_loaded = True
+
+
+def _write_traceback(text: str) -> str:
+    """Put a traceback where its reader will look: the run's log file, else a file of its own."""
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                with open(handler.baseFilename, 'a') as file:
+                    file.write(text)
+                return handler.baseFilename
+    with tempfile.NamedTemporaryFile('w', prefix='beit_mm-', suffix='.log', delete=False) as file:
+        file.write(text)
+    return file.name
+
+
+def door(main: Callable[[], None]) -> Callable[[], None]:
+    """Wrap a tool's main: a mistake ends in a few lines on stderr and exit code 1, its traceback in a log file."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except KeyboardInterrupt:
+            print('interrupted', file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            with contextlib.suppress(BrokenPipeError):
+                place = _write_traceback(traceback.format_exc())
+                known = isinstance(error, (ConfigError, CheckpointError, PermissionError, FileNotFoundError))
+                kind = '' if known else f'{type(error).__name__}: '
+                message = '\n'.join(str(error).strip().splitlines()[:10])
+                print(f'\nerror: {kind}{message}\n(the traceback is in {place})', file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # not sys.exit: data workers that wait for a batch would hold it up
+
+    return wrapped

@@ -1,0 +1,98 @@
+"""Metrics over whole data sets, as plain Python floats."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+
+from ..registry import METRICS
+
+
+def confusion_matrix(prediction: torch.Tensor, truth: torch.Tensor, num_classes: int, ignore: int = 255) -> torch.Tensor:
+    """(num_classes, num_classes) int64: rows the truth, columns the prediction; `ignore` in the truth does not count."""
+    counted = truth != ignore
+    truth, prediction = truth[counted].long(), prediction[counted].long()
+    if len(truth) and (int(truth.max()) >= num_classes or int(truth.min()) < 0):
+        raise ValueError(
+            f'a mask holds class {int(truth.max())}, but there are {num_classes} classes (0..{num_classes - 1}, '
+            f'and {ignore} to ignore): check reduce_zero_label and the data set'
+        )
+    return torch.bincount(truth * num_classes + prediction, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def iou_from(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Per-class IoU and recall in [0, 1] (nan where a class is absent), and pixel accuracy."""
+    hits = matrix.diagonal().astype(float)
+    truth, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return dict(iou=hits / (truth + predicted - hits), acc=hits / truth, all=hits.sum() / matrix.sum())
+
+
+@METRICS.register_module()
+class IoUMetric(BaseMetric):
+    """mIoU, mAcc, aAcc in percent over the whole data set, and every class's IoU; the numbers of mmseg's IoUMetric.
+
+    mmseg's returns NumPy scalars and prints the classes without returning them.
+    """
+
+    def __init__(self, ignore_index: int = 255, collect_device: str = 'cpu', prefix: str | None = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.ignore_index = ignore_index
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            prediction = sample['pred_sem_seg']['data'].squeeze().cpu()
+            truth = sample['gt_sem_seg']['data'].squeeze().cpu()
+            matrix = confusion_matrix(prediction, truth, len(self.dataset_meta['classes']), self.ignore_index)
+            self.results.append(matrix)
+
+    def compute_metrics(self, results: list) -> dict:
+        scores = iou_from(torch.stack(results).sum(dim=0).numpy())
+        metrics = dict(
+            mIoU=100 * float(np.nanmean(scores['iou'])),
+            mAcc=100 * float(np.nanmean(scores['acc'])),
+            aAcc=100 * float(scores['all']),
+        )
+        for name, value in zip(self.dataset_meta['classes'], scores['iou'], strict=True):
+            metrics[f'IoU.{name}'] = 100 * float(value)
+        return metrics
+
+
+@METRICS.register_module()
+class TokenizerMetric(BaseMetric):
+    """Reconstruction error (mean absolute error on [0, 1], as in Table 8), perplexity and usage of the codes.
+
+    `cell_mean_error` and `image_mean_error` are what painting every cell, or image, with its mean would give.
+    """
+
+    ERRORS = ('reconstruction_error', 'cell_mean_error', 'image_mean_error')
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        self.results += data_samples
+
+    def compute_metrics(self, results: list) -> dict:
+        size = results[0]['vocab_size']
+        counts = torch.bincount(torch.cat([r['tokens'].flatten() for r in results]), minlength=size).float()
+        share = counts / counts.sum()
+        metrics = {name: float(np.mean([r[name] for r in results])) for name in self.ERRORS}
+        metrics['perplexity'] = float(torch.exp(-torch.xlogy(share, share).sum()))
+        metrics['codes_used'] = int((counts > 0).sum())
+        return metrics
+
+
+@METRICS.register_module()
+class MaskedAccuracy(BaseMetric):
+    """Percent of masked patches whose token is guessed right; `most_frequent` is what one constant guess gets."""
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            mask = sample['mask']
+            self.results.append((sample['prediction'][mask], sample['target'][mask]))
+
+    def compute_metrics(self, results: list) -> dict:
+        guess, target = (torch.cat(part) for part in zip(*results, strict=True))
+        most_frequent = torch.bincount(target).max() / len(target)
+        return dict(
+            masked_accuracy=100 * float((guess == target).float().mean()), most_frequent=100 * float(most_frequent)
+        )

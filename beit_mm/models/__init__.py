@@ -1,0 +1,23 @@
+"""Models. Importing registers them under the scope `beit_mm`."""
+
+from .backbone import BEiTViT
+from .dvae import DiscreteVAE, KMeansTokenizer
+from .heads import PixelHead, TokenHead
+from .pretrain import MaskedImageModel
+from .pyramid import ViTPyramid
+from .targets import PixelTarget, TokenTarget
+
+from . import dalle  # isort: skip  (registers DALLEEncoder and DALLEDecoder)
+
+__all__ = [
+    'BEiTViT',
+    'DiscreteVAE',
+    'KMeansTokenizer',
+    'MaskedImageModel',
+    'PixelHead',
+    'PixelTarget',
+    'TokenHead',
+    'TokenTarget',
+    'ViTPyramid',
+    'dalle',
+]

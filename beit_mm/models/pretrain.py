@@ -1,0 +1,68 @@
+"""MaskedImageModel: BEiT's pre-training task (paper section 2.3) on one screen."""
+
+import torch
+from mmengine.model import BaseModel
+
+from ..registry import MODELS
+
+
+@MODELS.register_module()
+class MaskedImageModel(BaseModel):
+    """Hide some patches, and predict for them what the target says they held.
+
+    backbone: a BEiTViT with out_type='raw', final_norm=True, with_mask_token=True.
+    target, head: of one kind, TokenTarget with TokenHead, PixelTarget with PixelHead.
+    predict: `masked` patches (the paper), or `all` (the "recover 100 %" ablations of Table 4).
+    hide: False shows every patch to the backbone (the "- masking" ablation; needs predict='all').
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        target: dict,
+        head: dict,
+        predict: str = 'masked',
+        hide: bool = True,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        if predict not in ('masked', 'all'):
+            raise ValueError(f"MaskedImageModel: predict={predict!r} is neither 'masked' nor 'all'")
+        if not hide and predict == 'masked':
+            raise ValueError("MaskedImageModel: hide=False leaves nothing masked to predict; set predict='all'")
+        self.backbone = MODELS.build(backbone)
+        self.target = MODELS.build(target)
+        self.head = MODELS.build(head)
+        self.predict_all = predict == 'all'
+        self.hide = hide
+
+    def forward(self, mode: str = 'tensor', **batch):
+        """batch: patches (B, C, H, W) normalised, tokens_view (B, C, h, w) or tokens, mask (B, Gh, Gw) bool."""
+        if mode == 'loss':
+            return self.loss(batch)
+        if mode == 'predict':
+            return self.predict(batch)
+        return self.features(batch)
+
+    def features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Patch features (B, N, D) of images whose masked patches are hidden."""
+        mask = batch['mask'] if self.hide else None
+        return self.backbone(batch['patches'], mask)[-1][:, self.backbone.num_extra_tokens :]
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        target = self.target(batch)
+        features = self.features(batch)
+        wanted = batch['mask'].flatten(1)
+        if self.predict_all:
+            wanted = torch.ones_like(wanted)
+        return self.head.loss(features[wanted], target[wanted])
+
+    def predict(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """Per image: mask (N,), prediction and target, (N,) token ids or (N, D) pixels, on the CPU."""
+        target = self.target(batch)
+        guess = self.head(self.features(batch))
+        if target.ndim == 2:
+            guess = guess.argmax(dim=-1)
+        mask = batch['mask'].flatten(1)
+        return [dict(mask=m.cpu(), prediction=g.cpu(), target=t.cpu()) for m, g, t in zip(mask, guess, target)]

@@ -1,0 +1,107 @@
+"""Where patches stand to each other: the index of relative positions, and resizing of tables and positions.
+
+A table has one row per offset (query minus key), (2h - 1)(2w - 1) of them, and three rows more: class token
+to patch, patch to class token, class token to itself. Source: official modeling_finetune.py,
+RelativePositionBias, and run_class_finetuning.py (resizing).
+"""
+
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.interpolate import make_interp_spline
+
+Grid = tuple[int, int]  # (rows, columns) of patches
+NUM_CLASS_ROWS = 3
+
+
+def num_offsets(grid: Grid) -> int:
+    """Rows of a table for `grid`, the three rows of the class token included."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLASS_ROWS
+
+
+@functools.lru_cache(maxsize=64)
+def relative_position_index(grid: Grid) -> torch.Tensor:
+    """(1 + h*w, 1 + h*w) int64: the table row for each pair (query, key); position 0 is the class token."""
+    h, w = grid
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
+    rows, columns = rows.flatten(), columns.flatten()
+    down = rows[:, None] - rows[None, :] + h - 1
+    right = columns[:, None] - columns[None, :] + w - 1
+    total = num_offsets(grid)
+    index = torch.zeros(1 + h * w, 1 + h * w, dtype=torch.int64)
+    index[1:, 1:] = down * (2 * w - 1) + right
+    index[0, :] = total - 3
+    index[:, 0] = total - 2
+    index[0, 0] = total - 1
+    return index
+
+
+def _geometric_ratio(half_src: int, half_dst: int) -> float:
+    """The ratio q in [1.01, 1.5] at which 1 + q + q^2 + ... (half_src terms) reaches half_dst.
+
+    Bisection to 1e-6 as in the official code: when shrinking, q stays at 1.01 and the centre of the table
+    is kept instead of the whole being squeezed.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2.0
+        if (1.0 - q**half_src) / (1.0 - q) > half_dst:
+            high = q
+        else:
+            low = q
+    return q
+
+
+@functools.lru_cache(maxsize=64)
+def resize_matrix(src: int, dst: int) -> torch.Tensor:
+    """(2*dst - 1, 2*src - 1) float64: resamples offsets along one axis, from `src` to `dst` patches.
+
+    Source samples stand at geometrically growing distances, so near offsets keep their resolution; between
+    them runs a cubic spline, and outside the outermost sample is repeated.
+    """
+    n_src, n_dst = 2 * src - 1, 2 * dst - 1
+    if src == dst:
+        return torch.eye(n_src, dtype=torch.float64)
+    q = _geometric_ratio(n_src // 2, n_dst // 2)
+    distance = np.cumsum(q ** np.arange(n_src // 2))
+    at = np.concatenate([-distance[::-1], [0.0], distance])
+    wanted = np.clip(np.arange(-(n_dst // 2), n_dst // 2 + 1, dtype=float), at[0], at[-1])
+    if n_src == 1:
+        return torch.ones(n_dst, 1, dtype=torch.float64)
+    spline = make_interp_spline(at, np.eye(n_src), k=min(3, n_src - 1))
+    return torch.from_numpy(spline(wanted))
+
+
+def resize_table(table: torch.Tensor, src_grid: Grid, dst_grid: Grid) -> torch.Tensor:
+    """Resize a table ((2h-1)(2w-1)+3, heads) from one grid to another; the class token's rows are kept.
+
+    Differentiable. Equals the official geometric progression with cubic `interp2d` (removed from SciPy
+    1.14) to 1e-5, and serves grids with h != w, which the official code does not.
+    """
+    if table.shape[0] != num_offsets(src_grid):
+        raise ValueError(
+            f'a table for {src_grid[0]} x {src_grid[1]} patches has {num_offsets(src_grid)} rows, not {table.shape[0]}'
+        )
+    if src_grid == dst_grid:
+        return table
+    offsets, of_class = table[:-NUM_CLASS_ROWS], table[-NUM_CLASS_ROWS:]
+    heads = table.shape[1]
+    image = offsets.T.reshape(heads, 2 * src_grid[0] - 1, 2 * src_grid[1] - 1)
+    a_h = resize_matrix(src_grid[0], dst_grid[0]).to(table)
+    a_w = resize_matrix(src_grid[1], dst_grid[1]).to(table)
+    return torch.cat([(a_h @ image @ a_w.T).reshape(heads, -1).T, of_class])
+
+
+def resize_positions(positions: torch.Tensor, src_grid: Grid, dst_grid: Grid, mode: str = 'bicubic') -> torch.Tensor:
+    """Resize absolute position embeddings (1, 1 + h*w, dim); the class token's row is kept.
+
+    mode: `bicubic` (official code) or `bilinear` (paper, Table 14).
+    """
+    if src_grid == dst_grid:
+        return positions
+    of_class, of_patches = positions[:, :1], positions[:, 1:]
+    image = of_patches.reshape(1, *src_grid, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=dst_grid, mode=mode, align_corners=False)
+    return torch.cat([of_class, image.flatten(2).transpose(1, 2)], dim=1)

@@ -1,0 +1,40 @@
+"""Token views, 32 px: crops of the unlabelled mosaics to train, whole validation mosaics to judge."""
+
+scenes = dict(type='beit_mm.EmbeddedScenes', grey=True)
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=0,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        **scenes,
+        split='train',
+        length=10000,
+        size=64,
+        pipeline=[
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='beit_mm.TwoViewCrop', patches_size=None, tokens_size=32, scale=(0.4, 1.0)),
+            dict(type='beit_mm.PackMIM'),
+        ],
+    ),
+)
+val_dataloader = dict(
+    batch_size=100,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        **scenes,
+        split='val',
+        length=1000,
+        size=48,
+        test_mode=True,
+        pipeline=[
+            dict(type='beit_mm.TwoViewCrop', patches_size=None, tokens_size=32, scale=(1, 1), ratio=(1, 1)),
+            dict(type='beit_mm.PackMIM'),
+        ],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='beit_mm.TokenizerMetric')
+test_evaluator = val_evaluator

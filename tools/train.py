@@ -1,0 +1,42 @@
+"""Train what a config describes: python tools/train.py configs/pretrain/....py [--resume] [--cfg-options k=v]."""
+
+import argparse
+import os
+
+from beit_mm.engine.configs import load_config, parse_overrides
+from beit_mm.engine.launch import door, run
+
+
+@door
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of a config file')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', help='go on from the newest checkpoint of the work_dir, or from a file'
+    )
+    parser.add_argument('--load-from', help='start from the weights of this checkpoint')
+    parser.add_argument('--amp', nargs='?', const='bf16', choices=('bf16', 'fp16'), help='mixed precision')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch in use')
+    parser.add_argument('--seed', type=int, help="overrides the config's randomness.seed")
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    run(
+        load_config(args.config, parse_overrides(args.cfg_options)),
+        work_dir=args.work_dir,
+        resume=args.resume,
+        load_from=args.load_from,
+        amp=args.amp,
+        no_validate=args.no_validate,
+        auto_scale_lr=args.auto_scale_lr,
+        launcher=args.launcher,
+        seed=args.seed,
+    )
+
+
+if __name__ == '__main__':
+    main()
