@@ -1,0 +1,1 @@
+"""From runs to a table: records, leaderboard, curves, pictures, report. Files in, files out."""
