@@ -75,7 +75,7 @@ class PlainCheckpointHook(Hook):
                 beit_mm=dict(
                     revision=code_revision(),
                     backbone=dict(model.get('backbone') or {}),
-                    data_preprocessor=dict(model.get('data_preprocessor') or {}),
+                    data_preprocessor=dict(model.get('data_preprocessor') or runner.cfg.get('data_preprocessor') or {}),
                 ),
             )
         )

@@ -88,7 +88,8 @@ def check_config(config: Config, path: str | Path) -> None:
             raise ConfigError(f'{path}: `{name}` is read by nobody; did you mean `{near[0]}`?')
     scope = config.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
-        for where, node in _typed(config.to_dict()):
+        read = {key: value for key, value in config.to_dict().items() if key in known}  # the rest are helper variables
+        for where, node in _typed(read):
             _check_node(node, where, path, scope)
 
 

@@ -1,19 +1,19 @@
-"""Token views, 32 px: crops of the unlabelled mosaics to train, whole validation mosaics to judge."""
+"""Token views, 32 px, on embedded data: crops of the unlabelled pool to train, validation scenes to judge."""
 
-scenes = dict(type='beit_mm.EmbeddedScenes', grey=True)
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        **scenes,
-        split='train',
+        type='beit_mm.EmbeddedScenes',
+        split='pool',
         length=10000,
-        size=64,
+        size=80,
+        grey=True,
         pipeline=[
             dict(type='RandomFlip', prob=0.5),
-            dict(type='beit_mm.TwoViewCrop', patches_size=None, tokens_size=32, scale=(0.4, 1.0)),
+            dict(type='beit_mm.TwoViewCrop', patches_size=None, tokens_size=32, scale=(0.36, 1.0)),
             dict(type='beit_mm.PackMIM'),
         ],
     ),
@@ -24,10 +24,11 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        **scenes,
+        type='beit_mm.EmbeddedScenes',
         split='val',
         length=1000,
-        size=48,
+        size=64,
+        grey=True,
         test_mode=True,
         pipeline=[
             dict(type='beit_mm.TwoViewCrop', patches_size=None, tokens_size=32, scale=(1, 1), ratio=(1, 1)),
@@ -38,3 +39,5 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='beit_mm.TokenizerMetric')
 test_evaluator = val_evaluator
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')

@@ -1,6 +1,6 @@
 """The miniature's discrete VAE: 512 codes for cells of 4 x 4 grey pixels, on embedded data. Ours, no paper row.
 
-    python tools/train.py configs/tokenizer/dvae-512_1xb64-600_embedded-32.py
+    python tools/train.py configs/tokenizer/dvae-512_1xb64-400_embedded-32.py
 
 Differs from the paper's tokenizer (DALL-E's: 8,192 codes, 8 x 8 RGB pixels, 3 million updates) in size, and in
 that the codes start from k-means and are kept balanced.
@@ -8,7 +8,7 @@ that the codes start from k-means and are kept balanced.
 
 _base_ = ['../_base_/runtime.py', '../_base_/datasets/embedded_tokenizer.py']
 
-iterations = 600
+iterations = 400
 model = dict(
     type='beit_mm.DiscreteVAE',
     vocab_size=512,
@@ -17,7 +17,7 @@ model = dict(
     hidden_dims=48,
     code_dims=48,
     num_res_blocks=1,
-    temperature=(1.0, 1 / 16, 480),
+    temperature=(1.0, 1 / 16, 320),
     kl_weight=(0.0, 0.002, 200),
     balance_weight=0.05,
     reconstruction='mse',
@@ -32,6 +32,5 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=False, begin=30, end=iterations),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=200)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+
 custom_hooks = [dict(type='beit_mm.CodebookInitHook', num_images=512)]

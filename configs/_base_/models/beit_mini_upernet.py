@@ -1,0 +1,47 @@
+"""The miniature `beit` with a four-scale pyramid, UPerNet, and an FCN auxiliary head."""
+
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    backbone=dict(
+        type='beit_mm.BEiTViT',
+        arch=dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=384),
+        img_size=64,
+        patch_size=8,
+        in_channels=1,
+        use_abs_pos_emb=True,
+        use_rel_pos_bias=False,
+        layer_scale_init_value=0.0,
+        drop_path_rate=0.1,
+        out_type='featmap',
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(type='beit_mm.ViTPyramid', embed_dim=96, patch_size=16),
+    decode_head=dict(
+        type='UPerHead',
+        in_channels=[96, 96, 96, 96],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2, 3, 6),
+        channels=48,
+        dropout_ratio=0.1,
+        num_classes=12,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=96,
+        in_index=2,
+        channels=32,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=12,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
