@@ -13,7 +13,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from ..checkpoints.load import CheckpointError, fit, read, state_dict_of
+from ..checkpoints.load import CheckpointError, fit, read, sha256, state_dict_of
 from ..registry import HOOKS
 
 PACKAGE = Path(__file__).parents[1]
@@ -51,6 +51,29 @@ def plain(value):
     return str(value)
 
 
+def stages_of(config) -> list[dict]:
+    """The checkpoints that a run starts from, each with its own: dicts of config, checkpoint, sha256, stages."""
+    starts = []
+    if config.get('load_from') and not config.get('resume'):
+        starts.append(config.load_from)
+    target = config.get('model', {}).get('target') or {}
+    if target.get('checkpoint'):
+        starts.append(target['checkpoint'])
+    stages = []
+    for path in starts:
+        meta = read(path, map_location='cpu').get('meta', {})
+        stages.append(
+            dict(
+                config=str(meta.get('experiment_name', '')),
+                checkpoint=Path(path).name,
+                sha256=sha256(path),
+                seed=meta.get('seed'),
+                stages=meta.get('beit_mm', {}).get('stages', []),
+            )
+        )
+    return stages
+
+
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
     """Keeps checkpoints free of Python objects, so that they load with `weights_only=True`.
@@ -60,6 +83,12 @@ class PlainCheckpointHook(Hook):
     """
 
     priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self.stages: list[dict] = []
+
+    def before_run(self, runner: Runner) -> None:
+        self.stages = stages_of(runner.cfg)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         hub = checkpoint['message_hub']
@@ -74,6 +103,7 @@ class PlainCheckpointHook(Hook):
                 checkpoint['meta'],
                 beit_mm=dict(
                     revision=code_revision(),
+                    stages=self.stages,
                     backbone=dict(model.get('backbone') or {}),
                     data_preprocessor=dict(model.get('data_preprocessor') or runner.cfg.get('data_preprocessor') or {}),
                 ),
@@ -81,7 +111,10 @@ class PlainCheckpointHook(Hook):
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint.get('meta', {}).pop('config', None)
+        meta = checkpoint.get('meta', {})
+        meta.pop('config', None)
+        if runner._resume:
+            self.stages = meta.get('beit_mm', {}).get('stages', [])
         hub = checkpoint.get('message_hub')
         if hub is None:
             return

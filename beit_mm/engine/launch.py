@@ -79,6 +79,40 @@ def prepare(
     return config
 
 
+NOISE = (  # of mmengine on the terminal; the log file has it all
+    '\n------',
+    'Config:',
+    'Hooks will be executed',
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+    'The prefix is not set in metric class',
+    'Distributed training is not used',
+    'The `resume` flag is',
+)
+
+
+class _Terse(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(NOISE)
+
+
+def terse_terminal() -> None:
+    """Keep mmengine's dumps of environment, config and hook order out of the terminal; the log file keeps them."""
+    original = MMLogger.__init__
+    if getattr(original, 'terse', False):
+        return
+
+    @functools.wraps(original)
+    def init(self, *args, **kwargs) -> None:
+        original(self, *args, **kwargs)
+        for handler in self.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.addFilter(_Terse())
+
+    init.terse = True
+    MMLogger.__init__ = init
+
+
 def check_writable(folder: Path) -> None:
     """Raise PermissionError naming the folder if no file can be made in it."""
     try:
@@ -93,6 +127,7 @@ def check_writable(folder: Path) -> None:
 
 def run(config: Config, **wishes) -> Runner:
     """Train what a checked config describes. `wishes` are `prepare`'s arguments."""
+    terse_terminal()
     config = prepare(config, **wishes)
     runner = Runner.from_cfg(config)
     runner.logger.info(f'seed {config.randomness["seed"]}, work_dir {config.work_dir}')
@@ -104,6 +139,7 @@ def run(config: Config, **wishes) -> Runner:
 
 def evaluate(config: Config, checkpoint: str, **wishes) -> tuple[Runner, dict[str, float], float]:
     """Load a checkpoint (every key must fit), test, and return (runner, metrics, seconds)."""
+    terse_terminal()
     config = prepare(config, load_from=checkpoint, **wishes)
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if config.get(key) is None:

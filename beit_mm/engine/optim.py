@@ -33,6 +33,9 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 def _backbone(model: nn.Module) -> tuple[nn.Module, str]:
     """The part of the model that knows its layers, and the prefix of its parameters' names."""
+    # A classifier answers too, but by a signature of its own: ask its backbone.
+    if hasattr(getattr(model, 'backbone', None), 'get_layer_depth'):
+        return model.backbone, 'backbone.'
     if hasattr(model, 'get_layer_depth'):
         return model, ''
     for name, module in model.named_modules():

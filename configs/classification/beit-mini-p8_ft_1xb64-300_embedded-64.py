@@ -17,7 +17,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.0, by_epoch=False, begin=0, end=30),
+    dict(type='LinearLR', start_factor=1e-8, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=False, begin=30, end=300),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=300, val_interval=100)

@@ -32,7 +32,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=3.0),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.0, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=1e-8, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=False, begin=100, end=1200),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=1200, val_interval=600)

@@ -1,0 +1,73 @@
+"""A result record from an evaluation that just ran."""
+
+import hashlib
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..checkpoints.load import read, sha256
+from ..models.backbone import ARCHITECTURES
+from .records import Record, RecordError, make
+
+MAIN_METRICS = {  # task: the metric that the leaderboard ranks by
+    'classification': 'accuracy/top1',
+    'segmentation': 'mIoU',
+    'pretrain': 'masked_accuracy',
+    'tokenizer': 'reconstruction_error',
+}
+
+
+def task_of(metrics: dict[str, float]) -> str:
+    """Which task these metrics belong to. Raises RecordError when to none."""
+    for task, name in MAIN_METRICS.items():
+        if name in metrics:
+            return task
+    raise RecordError(f'no task has the metrics {", ".join(metrics)}; known: {", ".join(MAIN_METRICS.values())}')
+
+
+def preset_of(backbone: dict | None) -> str:
+    """`beit base`, `beit_plus base` or `beit D96 L4`: which architecture a row stands for."""
+    if not backbone:
+        return 'tokenizer'
+    kind = backbone.get('type', '').split('.')[-1]
+    arch = backbone.get('arch', 'base')
+    size = arch if isinstance(arch, str) and arch in ARCHITECTURES else ''
+    if not size:
+        size = f'D{arch["embed_dims"]} L{arch["num_layers"]}' if isinstance(arch, dict) else str(arch)
+    if kind != 'BEiTViT':
+        return f'{kind} {size}'
+    biased = backbone.get('use_rel_pos_bias', True) or backbone.get('use_shared_rel_pos_bias', False)
+    scaled = (backbone.get('layer_scale_init_value', 0.1) or 0) > 0
+    kinds = {(False, False): 'beit', (True, True): 'beit_plus'}
+    return f'{kinds.get((bool(biased), scaled), "beit, mixed")} {size}'
+
+
+def record_of(
+    runner: Runner, config: Config, checkpoint: str, metrics: dict[str, float], seconds: float
+) -> Record:
+    """The record of testing `checkpoint` with `config`; seed and stages are those that the checkpoint carries."""
+    task = task_of(metrics)
+    metric = MAIN_METRICS[task]
+    dataset = runner.test_dataloader.dataset
+    kind = config.test_dataloader.dataset.type.split('.')[-1]
+    meta = read(checkpoint, map_location='cpu').get('meta', {})
+    return make(
+        task=task,
+        dataset=kind,
+        embedded=kind.startswith('Embedded'),
+        split=config.test_dataloader.dataset.get('split', 'val'),
+        num_images=len(dataset),
+        metric=metric,
+        value=metrics[metric],
+        metrics={k: v for k, v in metrics.items() if k not in ('data_time', 'time')},
+        protocol=config.get('protocol', task),
+        preset=preset_of(config.model.get('backbone')),
+        seed=int(meta.get('seed') or 0),
+        config=Path(config.filename).stem,
+        config_sha256=hashlib.sha256(config.pretty_text.encode()).hexdigest(),
+        checkpoint=Path(checkpoint).name,
+        checkpoint_sha256=sha256(checkpoint),
+        stages=meta.get('beit_mm', {}).get('stages', []),
+        seconds=round(seconds, 2),
+    )

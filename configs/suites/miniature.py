@@ -1,0 +1,50 @@
+"""The whole road on embedded data: what `make demo` runs. Ours, no paper row.
+
+    python tools/benchmark.py configs/suites/miniature.py --seeds 3
+"""
+
+title = 'BEiT in miniature, on embedded data'
+root = 'work_dirs/demo'
+
+
+def _fast(iterations):
+    """Overrides that shorten a stage to a check."""
+    return {
+        'train_cfg.max_iters': iterations,
+        'train_cfg.val_interval': iterations,
+        'default_hooks.checkpoint.interval': iterations,
+        'param_scheduler.1.end': iterations,
+        'param_scheduler.0.end': 5,
+        'param_scheduler.1.begin': 5,
+        'val_dataloader.dataset.length': 200,
+        'test_dataloader.dataset.length': 200,
+    }
+
+
+_classify = 'configs/classification/beit-mini-p8_{}_1xb64-300_embedded-64.py'
+_segment = 'configs/segmentation/beit-mini-p8_{}_1xb32-300_embedded-64.py'
+stages = [
+    dict(
+        name='tokenizer',
+        kind='tokenizer',
+        config='configs/tokenizer/dvae-512_1xb64-400_embedded-32.py',
+        fast=_fast(40),
+    ),
+    dict(
+        name='pretrain',
+        kind='pretrain',
+        config='configs/pretrain/beit-mini-p8_dvae_1xb96-1200_embedded-64.py',
+        options={'model.target.checkpoint': '{tokenizer}'},
+        fast=_fast(40),
+    ),
+    dict(
+        name='classify',
+        kind='classification',
+        config=_classify.format('ft'),
+        start='pretrain',
+        fast=_fast(20),
+    ),
+    dict(name='classify-scratch', kind='classification', config=_classify.format('scratch'), fast=_fast(20)),
+    dict(name='segment', kind='segmentation', config=_segment.format('upernet'), start='pretrain', fast=_fast(20)),
+    dict(name='segment-scratch', kind='segmentation', config=_segment.format('upernet-scratch'), fast=_fast(20)),
+]

@@ -1,0 +1,37 @@
+"""Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [--record results/]."""
+
+import argparse
+import json
+from pathlib import Path
+
+from beit_mm.benchmark.evaluation import record_of
+from beit_mm.benchmark.records import write
+from beit_mm.engine.configs import load_config, parse_overrides
+from beit_mm.engine.launch import door, evaluate
+
+
+@door
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path of a config file')
+    parser.add_argument('checkpoint', help='weights to evaluate; every key must fit')
+    parser.add_argument('--work-dir', help='where the log goes (default: work_dirs/<config name>)')
+    parser.add_argument('--record', metavar='DIR', help='write a result record below this folder')
+    parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    config = load_config(args.config, parse_overrides(args.cfg_options))
+    runner, metrics, seconds = evaluate(config, args.checkpoint, work_dir=args.work_dir, launcher=args.launcher)
+    for name, value in metrics.items():
+        if not name.startswith(('data_time', 'time')):
+            print(f'{name:>24}  {value:.4f}')
+    if args.out:
+        Path(args.out).write_text(json.dumps(metrics, indent=1) + '\n')
+    if args.record:
+        print(f'record: {write(record_of(runner, config, args.checkpoint, metrics, seconds), args.record)}')
+
+
+if __name__ == '__main__':
+    main()
