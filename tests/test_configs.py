@@ -1,0 +1,80 @@
+"""Every shipped config is loaded, checked, built and trained for two steps, evaluated, and resumed for one more."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from beit_mm.checkpoints.load import read
+from beit_mm.engine.configs import load_config
+from beit_mm.engine.launch import run
+
+ROOT = Path(__file__).parents[1]
+LEAVES = sorted(p.relative_to(ROOT) for p in (ROOT / 'configs').glob('*/*.py') if p.parent.name not in ('_base_', 'suites'))
+TINY = {
+    'train_cfg.max_iters': 2,
+    'train_cfg.val_interval': 2,
+    'train_dataloader.batch_size': 4,
+    'train_dataloader.dataset.length': 8,
+    'default_hooks.checkpoint.interval': 2,
+    'default_hooks.logger.interval': 1,
+    'visualizer.vis_backends': [{'type': 'LocalVisBackend'}],
+}
+
+
+def tiny(path: Path) -> dict:
+    config = load_config(path)
+    options = dict(TINY)
+    if config.get('val_dataloader') is not None:
+        options.update({'val_dataloader.dataset.length': 4, 'val_dataloader.batch_size': 4})
+    if 'custom_hooks' in config:
+        options['custom_hooks'] = [{'type': 'beit_mm.CodebookInitHook', 'num_images': 8}]
+    if config.model.get('target', {}).get('checkpoint'):
+        options['model.target.checkpoint'] = None
+    return options
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=[p.stem for p in LEAVES])
+def test_trains_evaluates_and_resumes(path, tmp_path):
+    options = tiny(path)
+    runner = run(load_config(path, options), work_dir=str(tmp_path), seed=0)
+    lines = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    losses = [line['loss'] for line in lines if 'loss' in line]
+    assert len(losses) == 2
+    assert all(torch.isfinite(torch.tensor(loss)) for loss in losses)
+    assert runner.iter == 2
+    meta = read(tmp_path / 'iter_2.pth')['meta']  # weights_only=True: nothing but tensors and plain types
+    assert meta['seed'] == 0
+    assert meta['beit_mm']['revision']['version']
+
+    options['train_cfg.max_iters'] = 3
+    resumed = run(load_config(path, options), work_dir=str(tmp_path), resume='auto', seed=0)
+    assert resumed.iter == 3
+    assert resumed._resume
+
+
+def test_leaves_are_lab_notes():
+    """Each leaf says what it is, how to run it (by its own name), and which row of the paper it is or that it is ours."""
+    for path in LEAVES:
+        note = ast.get_docstring(ast.parse((ROOT / path).read_text()))
+        assert note, path
+        assert f'python tools/train.py {path}' in note, path
+        assert re.search(r'Table \d+|no paper row|Differs from', note), path
+
+
+def test_inheritance_is_at_most_two_deep():
+    def depth(path: Path) -> int:
+        tree = ast.parse(path.read_text())
+        bases = [n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '_base_']
+        names = ast.literal_eval(bases[0]) if bases else []
+        return max((1 + depth((path.parent / name).resolve()) for name in names), default=0)
+
+    assert max(depth(ROOT / path) for path in LEAVES) <= 2
+
+
+def test_names_follow_the_recipe():
+    for path in LEAVES:
+        assert re.fullmatch(r'[a-z0-9-]+_[a-z0-9-]*_?\d+xb\d+-\d+[a-z]*_[a-z0-9]+-\d+', path.stem), path.stem
