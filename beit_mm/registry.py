@@ -2,8 +2,6 @@
 
 from mmengine import registry as root
 
-from . import compat
-
 MODELS = root.Registry('model', parent=root.MODELS, scope='beit_mm', locations=['beit_mm.models'])
 DATASETS = root.Registry('dataset', parent=root.DATASETS, scope='beit_mm', locations=['beit_mm.data'])
 TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='beit_mm', locations=['beit_mm.data'])

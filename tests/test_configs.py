@@ -13,7 +13,9 @@ from beit_mm.engine.configs import load_config
 from beit_mm.engine.launch import run
 
 ROOT = Path(__file__).parents[1]
-LEAVES = sorted(p.relative_to(ROOT) for p in (ROOT / 'configs').glob('*/*.py') if p.parent.name not in ('_base_', 'suites'))
+LEAVES = sorted(
+    p.relative_to(ROOT) for p in (ROOT / 'configs').glob('*/*.py') if p.parent.name not in ('_base_', 'suites')
+)
 TINY = {
     'train_cfg.max_iters': 2,
     'train_cfg.val_interval': 2,

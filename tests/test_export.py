@@ -23,7 +23,11 @@ def expected(split, index, size, grey=False):
 @pytest.mark.parametrize('kind', ['mmpretrain.ImageNet', 'mmpretrain.CustomDataset'])
 def test_imagefolder(tmp_path, kind):
     export(tmp_path / 'd', 'imagefolder', train=30, val=5, size=48)
-    where = dict(split='train') if kind.endswith('ImageNet') else dict(data_prefix='train', classes=sorted(embedded.CLASSES))
+    where = (
+        dict(split='train')
+        if kind.endswith('ImageNet')
+        else dict(data_prefix='train', classes=sorted(embedded.CLASSES))
+    )
     names = sorted(embedded.CLASSES)
     if kind.endswith('ImageNet'):
         where['metainfo'] = dict(classes=names)

@@ -18,7 +18,9 @@ def main() -> int:
     print('\nworkarounds (beit_mm/compat.py):')
     for workaround in compat.WORKAROUNDS:
         name = workaround.apply.__name__
-        print(f'  {name:<34} {compat.ACTIVE.get(name, "not needed here")}  [{workaround.needed}; {workaround.upstream}]')
+        print(
+            f'  {name:<34} {compat.ACTIVE.get(name, "not needed here")}  [{workaround.needed}; {workaround.upstream}]'
+        )
     command = compat.mending_command(found)
     print(f'\nto get the tested versions: {command}' if command else '\nall versions are the tested ones')
     missing = [name for name, version in found.items() if not version]

@@ -43,9 +43,7 @@ def preset_of(backbone: dict | None) -> str:
     return f'{kinds.get((bool(biased), scaled), "beit, mixed")} {size}'
 
 
-def record_of(
-    runner: Runner, config: Config, checkpoint: str, metrics: dict[str, float], seconds: float
-) -> Record:
+def record_of(runner: Runner, config: Config, checkpoint: str, metrics: dict[str, float], seconds: float) -> Record:
     """The record of testing `checkpoint` with `config`; seed and stages are those that the checkpoint carries."""
     task = task_of(metrics)
     metric = MAIN_METRICS[task]

@@ -1,6 +1,6 @@
 """Run a chain of trainings and evaluations, once per seed; what is finished is not run again.
 
-A suite is a config with `title`, `root` (its work_dir), and `stages`, a list of dicts:
+A suite is a config with `title`, `note` (what a reader must know), `root` (its work_dir), and `stages`, a list of dicts:
 
     name, kind     how it is called; tokenizer, pretrain, classification or segmentation
     config         the config to train
@@ -64,7 +64,9 @@ def plan(path: str | Path, seeds: Iterable[int], fast: bool = False, root: str |
             if unknown:
                 raise ConfigError(f'{path}: stage {entry.get("name")}: {", ".join(sorted(unknown))} unknown')
             if entry.get('start') and entry['start'] not in known:
-                raise ConfigError(f'{path}: stage {entry["name"]} starts from {entry["start"]!r}, which is not before it')
+                raise ConfigError(
+                    f'{path}: stage {entry["name"]} starts from {entry["start"]!r}, which is not before it'
+                )
             known.add(entry['name'])
             stages.append(
                 Stage(
@@ -104,7 +106,7 @@ def run_suite(path: str | Path, seeds: Iterable[int] = (0,), fast: bool = False,
                 )
         done = stage.done()
         print(f'{head}: {done["metric"]} {done["value"]:.4g} ({done["seconds"]:.0f} s)', flush=True)
-    _write_index(path, stages, root_dir)
+    _write_index(path, stages, root_dir, fast)
     print(f'all stages finished ({time.perf_counter() - started:.0f} s this time)', flush=True)
     return root_dir
 
@@ -125,6 +127,7 @@ def _options_of(stage: Stage) -> dict:
 
 def _run_stage(stage: Stage) -> None:
     """In a child process: train, test, record, and say that it is done."""
+
     @door
     def train_and_test() -> None:
         started = time.perf_counter()
@@ -156,9 +159,10 @@ def _run_stage(stage: Stage) -> None:
     train_and_test()
 
 
-def _write_index(path: str | Path, stages: list[Stage], root_dir: Path) -> None:
+def _write_index(path: str | Path, stages: list[Stage], root_dir: Path, fast: bool) -> None:
     """root/suite.json: what the report reads."""
     suite = Config.fromfile(path)
+    title = suite.title + (' (a fast check: the numbers mean nothing)' if fast else '')
     entries = []
     for stage in stages:
         done = stage.done() or {}
@@ -169,9 +173,10 @@ def _write_index(path: str | Path, stages: list[Stage], root_dir: Path) -> None:
                 protocol=done.get('protocol', stage.kind),
                 seed=stage.seed,
                 config=stage.config,
+                options=_options_of(stage) if done else {},
                 work_dir=str(stage.work_dir),
                 checkpoint=str(stage.work_dir / done['checkpoint']) if done else None,
                 seconds=done.get('seconds'),
             )
         )
-    (root_dir / 'suite.json').write_text(json.dumps(dict(title=suite.title, stages=entries), indent=1))
+    (root_dir / 'suite.json').write_text(json.dumps(dict(title=title, note=suite.note, stages=entries), indent=1))

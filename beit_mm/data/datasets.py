@@ -163,7 +163,11 @@ class _CIFAR(BaseDataset):
         meta_file, key = self.META
         classes = read_cifar_pickle(folder / meta_file, self.md5s.get(meta_file), key)[key]
         super().__init__(
-            data_root=data_root, pipeline=pipeline, metainfo=dict(classes=tuple(classes)), serialize_data=False, **kwargs
+            data_root=data_root,
+            pipeline=pipeline,
+            metainfo=dict(classes=tuple(classes)),
+            serialize_data=False,
+            **kwargs,
         )
 
     def load_data_list(self) -> list[dict]:

@@ -45,18 +45,112 @@ class Photograph(NamedTuple):
 
 
 PHOTOGRAPHS = (
-    Photograph('brick', 'skimage', 'data/brick.png', '7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf', 'CC0 1.0', 'CC0Textures, Bricks25', None, 2),
-    Photograph('grass', 'skimage', 'data/grass.png', 'b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89', 'CC0 1.0', 'linolafett, Grass 01'),
-    Photograph('gravel', 'skimage', 'data/gravel.png', 'c48615b451bf1e606fbd72c0aa9f8cc0f068ab7111ef7d93bb9b0f2586440c12', 'CC0 1.0', 'CC0Textures, Gravel04'),
-    Photograph('cell', 'skimage', 'data/cell.png', '8d23a7fb81f7cc877cd09f330357fc7f595651306e84e17252f6e0a1b3f61515', 'CC0 1.0', 'P. Mueller et al., 2018'),
-    Photograph('cat', 'skimage', 'data/chelsea.png', '596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb', 'CC0 1.0', 'Stefan van der Walt, Chelsea', (0, 20, 175, 300)),
-    Photograph('galaxies', 'skimage', 'data/hubble_deep_field.jpg', '3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4', 'public domain', 'NASA, Hubble', None, 2),
-    Photograph('retina', 'skimage', 'data/retina.jpg', '38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6', 'CC0 1.0', 'Mikael Haggstrom', (240, 210, 1180, 1200), 2),
-    Photograph('rocket', 'skimage', 'data/rocket.jpg', 'c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c', 'public domain', 'SpaceX Photos'),
-    Photograph('ink', 'skimage', 'data/text.png', 'bd84aa3a6e3c9887850d45d606c96b2e59433fbef50338570b63c319e668e6d1', 'public domain', 'Wikipedia, Corner.png'),
-    Photograph('pagoda', 'sklearn', 'datasets/images/china.jpg', '8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29', 'CC BY 2.0', 'danielbuechele (Flickr)', (120, 110, 330, 330)),
-    Photograph('foliage', 'sklearn', 'datasets/images/china.jpg', '8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29', 'CC BY 2.0', 'danielbuechele (Flickr)', (330, 0, 427, 640)),
-    Photograph('dahlia', 'sklearn', 'datasets/images/flower.jpg', 'a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638', 'CC BY 2.0', 'vultilion (Flickr)', (90, 195, 330, 415)),
+    Photograph(
+        'brick',
+        'skimage',
+        'data/brick.png',
+        '7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf',
+        'CC0 1.0',
+        'CC0Textures, Bricks25',
+        None,
+        2,
+    ),
+    Photograph(
+        'grass',
+        'skimage',
+        'data/grass.png',
+        'b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89',
+        'CC0 1.0',
+        'linolafett, Grass 01',
+    ),
+    Photograph(
+        'gravel',
+        'skimage',
+        'data/gravel.png',
+        'c48615b451bf1e606fbd72c0aa9f8cc0f068ab7111ef7d93bb9b0f2586440c12',
+        'CC0 1.0',
+        'CC0Textures, Gravel04',
+    ),
+    Photograph(
+        'cell',
+        'skimage',
+        'data/cell.png',
+        '8d23a7fb81f7cc877cd09f330357fc7f595651306e84e17252f6e0a1b3f61515',
+        'CC0 1.0',
+        'P. Mueller et al., 2018',
+    ),
+    Photograph(
+        'cat',
+        'skimage',
+        'data/chelsea.png',
+        '596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb',
+        'CC0 1.0',
+        'Stefan van der Walt, Chelsea',
+        (0, 20, 175, 300),
+    ),
+    Photograph(
+        'galaxies',
+        'skimage',
+        'data/hubble_deep_field.jpg',
+        '3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4',
+        'public domain',
+        'NASA, Hubble',
+        None,
+        2,
+    ),
+    Photograph(
+        'retina',
+        'skimage',
+        'data/retina.jpg',
+        '38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6',
+        'CC0 1.0',
+        'Mikael Haggstrom',
+        (240, 210, 1180, 1200),
+        2,
+    ),
+    Photograph(
+        'rocket',
+        'skimage',
+        'data/rocket.jpg',
+        'c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c',
+        'public domain',
+        'SpaceX Photos',
+    ),
+    Photograph(
+        'ink',
+        'skimage',
+        'data/text.png',
+        'bd84aa3a6e3c9887850d45d606c96b2e59433fbef50338570b63c319e668e6d1',
+        'public domain',
+        'Wikipedia, Corner.png',
+    ),
+    Photograph(
+        'pagoda',
+        'sklearn',
+        'datasets/images/china.jpg',
+        '8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29',
+        'CC BY 2.0',
+        'danielbuechele (Flickr)',
+        (120, 110, 330, 330),
+    ),
+    Photograph(
+        'foliage',
+        'sklearn',
+        'datasets/images/china.jpg',
+        '8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29',
+        'CC BY 2.0',
+        'danielbuechele (Flickr)',
+        (330, 0, 427, 640),
+    ),
+    Photograph(
+        'dahlia',
+        'sklearn',
+        'datasets/images/flower.jpg',
+        'a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638',
+        'CC BY 2.0',
+        'vultilion (Flickr)',
+        (90, 195, 330, 415),
+    ),
 )
 CLASSES = tuple(p.name for p in PHOTOGRAPHS)
 PALETTE = (
@@ -89,8 +183,7 @@ def _package_file(photograph: Photograph) -> Path:
     if spec is None:
         wheel = {'skimage': 'scikit-image', 'sklearn': 'scikit-learn'}[photograph.package]
         raise FileNotFoundError(
-            f'the embedded data need photographs that ship inside {wheel}, which is not installed: '
-            f'pip install {wheel}'
+            f'the embedded data need photographs that ship inside {wheel}, which is not installed: pip install {wheel}'
         )
     return Path(spec.submodule_search_locations[0]) / photograph.file
 

@@ -71,9 +71,7 @@ def export_cifar(out: Path, counts: dict[str, int], size: int, grey: bool, seed:
     return sum(counts.values())
 
 
-def export(
-    out: str | Path, kind: str, train: int, val: int, size: int = 64, grey: bool = False, seed: int = 0
-) -> int:
+def export(out: str | Path, kind: str, train: int, val: int, size: int = 64, grey: bool = False, seed: int = 0) -> int:
     """Write `train` + `val` scenes in one of FORMATS below `out`, with CREDITS.txt; returns the number of images."""
     if kind not in FORMATS:
         raise ValueError(f'format {kind!r} is none of {", ".join(FORMATS)}')
@@ -84,6 +82,10 @@ def export(
         raise FileExistsError(f'{out} is not empty; choose a new folder, nothing is overwritten')
     write = dict(imagefolder=export_imagefolder, ade20k=export_ade20k, cifar=export_cifar)[kind]
     count = write(out, dict(train=train, val=val), size, grey, seed)
-    lines = [f'{p.name}: {p.credit}, {p.licence}, {p.package}/{p.file}, sha256 {p.sha256}' for p in embedded.PHOTOGRAPHS]
-    (out / 'CREDITS.txt').write_text('Embedded data of beit_mm, cut from these photographs:\n' + '\n'.join(lines) + '\n')
+    lines = [
+        f'{p.name}: {p.credit}, {p.licence}, {p.package}/{p.file}, sha256 {p.sha256}' for p in embedded.PHOTOGRAPHS
+    ]
+    (out / 'CREDITS.txt').write_text(
+        'Embedded data of beit_mm, cut from these photographs:\n' + '\n'.join(lines) + '\n'
+    )
     return count

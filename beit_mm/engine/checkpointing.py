@@ -135,7 +135,9 @@ class FitWeightsHook(Hook):
             return
         weights = state_dict_of(checkpoint)
         try:
-            fitted, report = fit(weights, model.state_dict(), backbone.own_grid, interpolation=backbone.interpolate_mode)
+            fitted, report = fit(
+                weights, model.state_dict(), backbone.own_grid, interpolation=backbone.interpolate_mode
+            )
         except CheckpointError as error:
             raise CheckpointError(f'{runner._load_from}: {error}') from error
         runner.logger.info(f'{runner._load_from}: {report}')

@@ -180,7 +180,9 @@ def _check_overrides(config: Config, overrides: dict, path: str | Path) -> None:
         for part in dotted.split('.'):
             if isinstance(node, (list, tuple)):
                 if not part.isdigit() or int(part) >= len(node):
-                    raise ConfigError(f'--cfg-options {dotted}: {walked} is a list of {len(node)}; {part!r} is no index of it')
+                    raise ConfigError(
+                        f'--cfg-options {dotted}: {walked} is a list of {len(node)}; {part!r} is no index of it'
+                    )
                 node, walked = node[int(part)], f'{walked}.{part}'
                 continue
             if not isinstance(node, dict):

@@ -63,9 +63,7 @@ class ProgressHook(Hook):
             TextColumn('{task.fields[scalars]}'),
             console=Console(file=sys.stdout),
         )
-        self.task = self.bar.add_task(
-            runner.experiment_name, total=runner.max_iters, completed=runner.iter, scalars=''
-        )
+        self.task = self.bar.add_task(runner.experiment_name, total=runner.max_iters, completed=runner.iter, scalars='')
         self.bar.start()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:

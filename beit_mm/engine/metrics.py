@@ -9,7 +9,9 @@ from mmengine.evaluator import BaseMetric
 from ..registry import METRICS
 
 
-def confusion_matrix(prediction: torch.Tensor, truth: torch.Tensor, num_classes: int, ignore: int = 255) -> torch.Tensor:
+def confusion_matrix(
+    prediction: torch.Tensor, truth: torch.Tensor, num_classes: int, ignore: int = 255
+) -> torch.Tensor:
     """(num_classes, num_classes) int64: rows the truth, columns the prediction; `ignore` in the truth does not count."""
     counted = truth != ignore
     truth, prediction = truth[counted].long(), prediction[counted].long()

@@ -43,7 +43,7 @@ def _backbone(model: nn.Module) -> tuple[nn.Module, str]:
             return module, name + '.'
     raise ValueError(
         f'layer decay needs a backbone with get_layer_depth(), and {type(model).__name__} has none. '
-        f'Use beit_mm.BEiTViT or one of mmpretrain\'s that has it, or set layer_decay_rate=1.0'
+        f"Use beit_mm.BEiTViT or one of mmpretrain's that has it, or set layer_decay_rate=1.0"
     )
 
 
@@ -116,5 +116,3 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             level=logging.INFO,
         )
         return OPTIM_WRAPPERS.build(dict(self.optim_wrapper_cfg), default_args=dict(optimizer=optimizer))
-
-

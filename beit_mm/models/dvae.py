@@ -52,7 +52,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.path = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1))
+        self.path = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.path(x)
@@ -222,9 +224,7 @@ class DiscreteVAE(Tokenizer):
         kl = (q * log_q).sum(dim=-1).mean() + math.log(self.vocab_size)
         if kl_weight > 0:
             losses['loss_kl'] = kl_weight * kl
-        losses['loss_balance'] = self.balance_weight * (
-            torch.xlogy(mean_q, mean_q).sum() + math.log(self.vocab_size)
-        )
+        losses['loss_balance'] = self.balance_weight * (torch.xlogy(mean_q, mean_q).sum() + math.log(self.vocab_size))
         self.num_updates += 1
         with torch.no_grad():
             counts = torch.bincount(logits.argmax(dim=-1).flatten(), minlength=self.vocab_size).float()
@@ -301,5 +301,3 @@ class KMeansTokenizer(Tokenizer):
         with torch.no_grad():
             nearest = torch.cdist(features, self.centres).argmin(dim=1)
         return dict(loss_kmeans=(features - self.centres[nearest]).square().mean())
-
-

@@ -1,0 +1,165 @@
+"""Pictures of what the models learned, as PNG bytes: reconstructions, segmentations, attention maps."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from PIL import Image, ImageDraw
+
+from ..checkpoints.load import read, state_dict_of
+from ..data import embedded
+from ..engine.configs import load_config
+from . import attention
+
+SCALE = 2  # screen pixels per image pixel
+GAP = 6
+
+
+def load_model(config: Config, checkpoint: str | Path) -> BaseModel:
+    """Build a config's model, load the checkpoint (every key must fit) and switch to eval."""
+    scope = config.get('default_scope', 'mmengine')
+    if scope == 'mmseg':
+        import mmseg.models  # noqa: F401
+    with DefaultScope.overwrite_default_scope(scope):
+        cfg = dict(config.model)
+        if config.get('data_preprocessor') is not None:
+            cfg.setdefault('data_preprocessor', config.data_preprocessor)
+        model = MODELS.build(cfg)
+    model.load_state_dict(state_dict_of(read(checkpoint, map_location='cpu')))
+    return model.eval()
+
+
+def load_stage(stage: dict) -> tuple[Config, BaseModel]:
+    """Config (with the tokenizer's checkpoint that it was run with) and model of a finished stage of a suite."""
+    config = load_config(stage['config'], stage.get('options'))
+    return config, load_model(config, stage['checkpoint'])
+
+
+def test_samples(config: Config, indices: list[int]) -> list[dict]:
+    """What a config's test pipeline makes of some samples."""
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        dataset = DATASETS.build(config.test_dataloader.dataset)
+    return [dataset[i] for i in indices]
+
+
+def sheet(columns: list[tuple[str, list[np.ndarray]]]) -> bytes:
+    """A PNG: one column of pictures (H, W) or (H, W, 3) uint8 under each title."""
+    height, width = columns[0][1][0].shape[:2]
+    cell_w, cell_h = width * SCALE + GAP, height * SCALE + GAP
+    page = Image.new('RGB', (cell_w * len(columns) + GAP, cell_h * len(columns[0][1]) + 34), 'white')
+    draw = ImageDraw.Draw(page)
+    for c, (title, pictures) in enumerate(columns):
+        for i, line in enumerate(title.split('\n')):
+            draw.text((GAP + c * cell_w, 4 + 12 * i), line, fill='black')
+        for r, picture in enumerate(pictures):
+            tile = (
+                Image.fromarray(picture)
+                .convert('RGB')
+                .resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
+            )
+            page.paste(tile, (GAP + c * cell_w, 34 + r * cell_h))
+    out = io.BytesIO()
+    page.save(out, 'PNG', optimize=True)
+    return out.getvalue()
+
+
+def as_picture(pixels: torch.Tensor, size: int) -> np.ndarray:
+    """(C, h, w) in [0, 1] -> (size, size) or (size, size, 3) uint8."""
+    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    array = array[..., 0] if array.shape[2] == 1 else array
+    return np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.NEAREST))
+
+
+@torch.no_grad()
+def reconstruction_panel(config: Config, model: BaseModel, indices: list[int]) -> bytes:
+    """image | what the backbone saw | pixels of the predicted tokens | pixels of the true tokens.
+
+    Predicted tokens fill the masked patches alone; the others keep their true token, as in a completion task.
+    """
+    samples = test_samples(config, indices)
+    batch = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+    data = model.data_preprocessor(batch, False)
+    tokenizer, grid = model.target.tokenizer, batch['mask'].shape[1:]
+    truth = model.target(data)
+    guess = model.head(model.features(data)).argmax(dim=-1)
+    mask = data['mask'].flatten(1)
+    mixed = torch.where(mask, guess, truth)
+    size = batch['patches'].shape[-1]
+    hidden = batch['mask'].repeat_interleave(size // grid[0], 1).repeat_interleave(size // grid[1], 2)
+    images = batch['patches'].float() / 255
+    seen = torch.where(hidden[:, None], torch.full_like(images, 0.75), images)
+    of_guess, of_truth = (tokenizer.decode(t.unflatten(1, grid)) for t in (mixed, truth))
+    share = float((guess == truth)[mask].float().mean())
+    titles = ('image', 'masked', f'predicted tokens\n{100 * share:.0f} % of masked right', 'true tokens')
+    parts = (images, seen, of_guess, of_truth)
+    return sheet([(t, [as_picture(p, size) for p in part]) for t, part in zip(titles, parts, strict=True)])
+
+
+@torch.no_grad()
+def segmentation_panel(named: dict[str, tuple[Config, BaseModel]], indices: list[int]) -> bytes:
+    """image | truth | each model's prediction, laid over the image."""
+    palette = np.array(embedded.PALETTE, dtype=np.uint8)
+    columns: list[tuple[str, list[np.ndarray]]] = []
+    for name, (config, model) in named.items():
+        samples = test_samples(config, indices)
+        batch = dict(inputs=[s['inputs'] for s in samples], data_samples=[s['data_samples'] for s in samples])
+        images = [s['inputs'].permute(1, 2, 0).expand(-1, -1, 3).numpy() for s in samples]
+        truths = [s['data_samples'].gt_sem_seg.data[0].numpy() for s in samples]
+        guesses = [r.pred_sem_seg.data[0].numpy() for r in model.test_step(batch)]
+
+        def over(maps: list[np.ndarray], images: list[np.ndarray] = images) -> list[np.ndarray]:
+            return [(0.45 * i + 0.55 * palette[m]).astype(np.uint8) for i, m in zip(images, maps, strict=True)]
+
+        if not columns:
+            columns += [('image', images), ('truth', over(truths))]
+        right = np.mean([(g == t).mean() for g, t in zip(guesses, truths, strict=True)])
+        columns.append((f'{name}\n{100 * right:.0f} % of pixels right', over(guesses)))
+    return sheet(columns)
+
+
+def attention_panel(
+    config: Config, model: BaseModel, indices: list[int], judged: int = 200
+) -> tuple[bytes, dict[str, float]]:
+    """image with the query | the mean over heads | each head; and `attention_jaccard` over `judged` images."""
+    dataset = config.test_dataloader.dataset
+    scenes = [
+        embedded.scene(dataset.get('seed', 0), 'val', i, dataset['size'], dataset.get('grey', False))
+        for i in range(max(judged, *indices) + 1)
+    ]
+    images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2).float()
+    pre = config.get('data_preprocessor') or config.model.data_preprocessor
+    mean, std = (torch.tensor(pre[k]).view(1, -1, 1, 1) for k in ('mean', 'std'))
+    grid = [images.shape[2] // model.backbone.patch_size] * 2
+    masks = np.stack([s.mask for s in scenes])
+    queries = torch.tensor(
+        [_query(attention.patch_classes(m, grid), s.label) for m, s in zip(masks, scenes, strict=True)]
+    )
+    maps = attention.self_attention(model.backbone, (images - mean) / std, queries)
+    numbers = attention.attention_jaccard(maps[:judged], masks[:judged], queries[:judged])
+    pictures: dict[str, list[np.ndarray]] = {}
+    for i in indices:
+        image = scenes[i].image.repeat(3, axis=2) if scenes[i].image.shape[2] == 1 else scenes[i].image.copy()
+        marked = image.copy()
+        p = model.backbone.patch_size
+        row, column = queries[i].tolist()
+        marked[row * p : (row + 1) * p, column * p : (column + 1) * p] = (220, 40, 40)
+        pictures.setdefault('image, query', []).append(marked)
+        heads = maps[i].numpy()
+        for name, one in [('mean of heads', heads.mean(axis=0)), *((f'head {h}', m) for h, m in enumerate(heads))]:
+            heat = (one / one.max()).repeat(p, 0).repeat(p, 1)[..., None]
+            tinted = image * (0.35 + 0.65 * heat) * np.array([1.0, 0.85, 0.6])
+            pictures.setdefault(name, []).append(tinted.astype(np.uint8))
+    return sheet(list(pictures.items())), numbers
+
+
+def _query(classes: np.ndarray, label: int) -> tuple[int, int]:
+    """The patch of class `label` that lies nearest to the middle of that region."""
+    where = np.argwhere(classes == label)
+    if not len(where):
+        where = np.argwhere(np.ones_like(classes))
+    nearest = np.square(where - where.mean(axis=0)).sum(axis=1).argmin()
+    return tuple(int(v) for v in where[nearest])
