@@ -59,7 +59,7 @@ def test_trains_evaluates_and_resumes(path, tmp_path):
 
 
 def test_leaves_are_lab_notes():
-    """Each leaf says what it is, how to run it (by its own name), and which row of the paper it is or that it is ours."""
+    """Each leaf says what it is, how to run it (by its own name), and which row of the paper it is, if any."""
     for path in LEAVES:
         note = ast.get_docstring(ast.parse((ROOT / path).read_text()))
         assert note, path

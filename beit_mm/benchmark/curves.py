@@ -24,6 +24,8 @@ def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
         for line in path.read_text().splitlines():
             scalars = json.loads(line)
             step = int(scalars.get('iter', scalars.get('step', 0)))
+            if step == 0:
+                continue  # a test of a finished run logs at step 0
             for name, value in scalars.items():
                 if name not in ('iter', 'step', 'epoch', 'time', 'data_time', 'memory') and isinstance(
                     value, (int, float)

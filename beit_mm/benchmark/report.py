@@ -113,8 +113,8 @@ def _attention(stage: dict) -> str:
     config, model = panels.load_stage(stage)
     picture, numbers = panels.attention_panel(config, model, SHOWN)
     text = (
-        f'<p>Where the red patch looks, in the last block of the pre-trained backbone. The patches that hold 60 % of the '
-        f"attention overlap the query's own region with a Jaccard index of {numbers['attended']:.2f} (mean of 200 "
+        f'<p>Where the red patch looks, in the last block of the pre-trained backbone. The patches that hold 60 % of '
+        f"the attention overlap the query's own region with a Jaccard index of {numbers['attended']:.2f} (mean of 200 "
         f'validation images; attending to everything would score {numbers["everywhere"]:.2f}).</p>'
     )
     return text + _png(picture, 'attention maps')
@@ -149,7 +149,8 @@ def _provenance(found: list[Row], stages: list[dict]) -> str:
         for s in stages
         if s.get('seconds')
     )
-    return f'<table>{facts_html}</table><h3>Runs</h3><table><tr><th>stage</th><th>seed</th><th>config</th><th>time</th></tr>{runs}</table>'
+    head = '<tr><th>stage</th><th>seed</th><th>config</th><th>time</th></tr>'
+    return f'<table>{facts_html}</table><h3>Runs</h3><table>{head}{runs}</table>'
 
 
 def build(title: str, note: str, found: list[Row], sections: list[str], out: str | Path) -> Path:

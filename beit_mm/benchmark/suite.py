@@ -1,6 +1,6 @@
 """Run a chain of trainings and evaluations, once per seed; what is finished is not run again.
 
-A suite is a config with `title`, `note` (what a reader must know), `root` (its work_dir), and `stages`, a list of dicts:
+A suite is a config with `title`, `note` (what a reader must know), `root` (its work_dir), and `stages`, dicts of:
 
     name, kind     how it is called; tokenizer, pretrain, classification or segmentation
     config         the config to train

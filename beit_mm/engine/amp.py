@@ -32,9 +32,9 @@ class AmpOptimWrapper(OptimWrapper):
 
     @contextlib.contextmanager
     def optim_context(self, model: torch.nn.Module):
-        with super().optim_context(model):
-            with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.enabled):
-                yield
+        autocast = torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.enabled)
+        with super().optim_context(model), autocast:
+            yield
 
 
 def amp_wrapper_type(precision: str) -> str:

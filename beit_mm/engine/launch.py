@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,8 @@ class _Terse(logging.Filter):
 
 def terse_terminal() -> None:
     """Keep mmengine's dumps of environment, config and hook order out of the terminal; the log file keeps them."""
+    warnings.filterwarnings('ignore', message='``build_loss`` would be deprecated')
+    warnings.filterwarnings('ignore', message='Default ``avg_non_ignore`` is False')
     original = MMLogger.__init__
     if getattr(original, 'terse', False):
         return

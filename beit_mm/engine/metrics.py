@@ -12,7 +12,7 @@ from ..registry import METRICS
 def confusion_matrix(
     prediction: torch.Tensor, truth: torch.Tensor, num_classes: int, ignore: int = 255
 ) -> torch.Tensor:
-    """(num_classes, num_classes) int64: rows the truth, columns the prediction; `ignore` in the truth does not count."""
+    """(num_classes, num_classes) int64: rows truth, columns prediction; `ignore` in the truth does not count."""
     counted = truth != ignore
     truth, prediction = truth[counted].long(), prediction[counted].long()
     if len(truth) and (int(truth.max()) >= num_classes or int(truth.min()) < 0):

@@ -70,7 +70,7 @@ def layer_decay_table(model: nn.Module, decay: float, weight_decay: float) -> di
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """`optim_wrapper=dict(constructor='beit_mm.LayerDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=0.65))`.
+    """For `optim_wrapper=dict(constructor=..., paramwise_cfg=dict(layer_decay_rate=0.65), optimizer=...)`.
 
     One parameter group per (layer, decays). With layer_decay_rate 1.0 it only applies the weight decay rule,
     for models without layers too.

@@ -9,6 +9,7 @@ Try it: `BEiTViT('deit-tiny')(torch.rand(1, 3, 224, 224))`.
 import difflib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -289,7 +290,7 @@ class BEiTViT(BaseModule):
                 eps,
                 fused_attention,
             )
-            for drop_path in torch.linspace(0, drop_path_rate, self.num_layers).tolist()
+            for drop_path in np.linspace(0, drop_path_rate, self.num_layers).tolist()
         )
         self.ln1 = nn.LayerNorm(dim, eps=eps) if final_norm else None
         self.ln2 = nn.LayerNorm(dim, eps=eps) if out_type == 'avg_featmap' else None

@@ -109,7 +109,7 @@ class Encoder(_Frozen):
 
 @MODELS.register_module(name='DALLEDecoder')
 class Decoder(_Frozen):
-    """One-hot tokens (B, vocab_size, h, w) -> logit-Laplace statistics (B, 6, 8h, 8w): three means, three log scales."""
+    """One-hot tokens (B, vocab_size, h, w) -> logit-Laplace statistics (B, 6, 8h, 8w): 3 means, 3 log scales."""
 
     def __init__(self, n_init: int = 128, n_hid: int = 256, vocab_size: int = 8192, n_blk_per_group: int = 2) -> None:
         super().__init__()

@@ -149,7 +149,7 @@ class DiscreteVAE(Tokenizer):
         self.to_logits = nn.Linear(hidden_dims, vocab_size)
         self.codebook = nn.Embedding(vocab_size, code_dims)
         up: list[nn.Module] = []
-        for i in range(num_downsamples - 1):
+        for _ in range(num_downsamples - 1):
             up += [nn.ConvTranspose2d(hidden_dims, hidden_dims, 4, 2, 1), nn.ReLU()]
         self.decoder = nn.Sequential(
             nn.Conv2d(code_dims, hidden_dims, 1),
@@ -261,7 +261,7 @@ class KMeansTokenizer(Tokenizer):
         super().__init__(data_preprocessor, init_cfg)
         if (neighbourhood - downsampling) % 2 or neighbourhood < downsampling:
             raise ValueError(
-                f'KMeansTokenizer: neighbourhood={neighbourhood} must exceed downsampling={downsampling} by an even number'
+                f'KMeansTokenizer: neighbourhood={neighbourhood} is not downsampling={downsampling} plus an even number'
             )
         self.vocab_size = vocab_size
         self.in_channels = in_channels

@@ -4,7 +4,7 @@ default_scope = 'mmpretrain'
 custom_imports = dict(imports=['beit_mm', 'beit_mm.models', 'beit_mm.data', 'beit_mm.engine'])
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=200, by_epoch=False, max_keep_ckpts=2, save_last=True),
     sampler_seed=dict(type='DistSamplerSeedHook'),

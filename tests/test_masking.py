@@ -1,0 +1,68 @@
+"""ops/masking.py against statistics of 20,000 masks of the official generator."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from official import DATA
+
+from beit_mm.ops.masking import blockwise_mask, random_mask
+
+STATS = json.loads((DATA / 'blockwise_mask_stats.json').read_text())
+DRAWS = 4000
+
+
+@pytest.mark.parametrize('stats', STATS, ids=[f'{s["grid"]}-{s["num_masking_patches"]}' for s in STATS])
+def test_law_of_the_official_generator(stats):
+    rng = np.random.default_rng(0)
+    wanted = stats['num_masking_patches']
+    masks = np.stack(
+        [
+            blockwise_mask(
+                rng,
+                tuple(stats['grid']),
+                wanted,
+                min_block=stats['min_num_patches'],
+                max_block=stats['max_num_patches'],
+                min_aspect=stats['min_aspect'],
+            )
+            for _ in range(DRAWS)
+        ]
+    )
+    counts = masks.sum(axis=(1, 2))
+    assert counts.max() <= wanted
+    theirs = np.repeat([int(k) for k in stats['count_hist']], list(stats['count_hist'].values()))
+    error = counts.std() * math.sqrt(1 / DRAWS + 1 / stats['samples'])
+    assert abs(counts.mean() - theirs.mean()) < 3 * error
+    exact, share = (counts == wanted).mean(), (theirs == wanted).mean()
+    assert abs(exact - share) < 3 * math.sqrt(share * (1 - share) * (1 / DRAWS + 1 / stats['samples']))
+    ours, official = masks.mean(axis=0), np.array(stats['position_mean'])
+    error = np.sqrt(official * (1 - official) * (1 / DRAWS + 1 / stats['samples']))
+    assert (np.abs(ours - official) < 5 * np.maximum(error, 1e-3)).all()
+    per_mask = [(m[:, :-1] & m[:, 1:]).sum() / max(1, m[:, :-1].sum()) for m in masks]
+    assert abs(np.mean(per_mask) - stats['right_neighbour_masked']) < 0.01
+
+
+def test_the_border_is_masked_too():
+    """mmpretrain's port never masks the last row and column."""
+    rng = np.random.default_rng(1)
+    masks = np.stack([blockwise_mask(rng, (14, 14), 75) for _ in range(500)])
+    for edge in (masks[:, -1], masks[:, :, -1], masks[:, 0], masks[:, :, 0]):
+        assert 0.10 < edge.mean() < 0.17  # official: 0.134
+
+
+def test_same_generator_same_mask_and_no_endless_loop():
+    one, two = (blockwise_mask(np.random.default_rng(5), (14, 14), 75) for _ in range(2))
+    assert (one == two).all()
+    full = blockwise_mask(np.random.default_rng(0), (14, 14), 196)  # mmpretrain's loops for ever here
+    assert full.sum() <= 196
+    with pytest.raises(ValueError, match=r'num_masked=200 must be in 1\.\.196'):
+        blockwise_mask(np.random.default_rng(0), (14, 14), 200)
+
+
+def test_random_mask_is_exact_and_uniform():
+    rng = np.random.default_rng(0)
+    masks = np.stack([random_mask(rng, (4, 5), 7) for _ in range(4000)])
+    assert (masks.sum(axis=(1, 2)) == 7).all()
+    np.testing.assert_allclose(masks.mean(axis=0), 7 / 20, atol=0.04)

@@ -1,0 +1,171 @@
+"""models/pretrain.py, targets.py, heads.py: the loss by hand, the frozen target, every parameter's gradient."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS, DefaultScope
+
+from beit_mm.models import MaskedImageModel
+from beit_mm.models.heads import mean_over_ranks
+from beit_mm.models.targets import PixelTarget, TokenTarget
+from beit_mm.ops.pixels import patchify
+
+ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+TOKENIZER = dict(
+    type='beit_mm.DiscreteVAE', vocab_size=16, in_channels=1, num_downsamples=2, hidden_dims=8, code_dims=8,
+    num_res_blocks=1,
+)  # fmt: skip
+BACKBONE = dict(
+    type='beit_mm.BEiTViT', arch=ARCH, img_size=32, patch_size=8, in_channels=1, use_rel_pos_bias=False,
+    use_shared_rel_pos_bias=True, out_type='raw', final_norm=True, with_mask_token=True,
+)  # fmt: skip
+
+
+def model(**changes):
+    parts = dict(
+        backbone=BACKBONE,
+        target=dict(type='beit_mm.TokenTarget', tokenizer=TOKENIZER),
+        head=dict(type='beit_mm.TokenHead', embed_dims=32, vocab_size=16),
+    )
+    return MaskedImageModel(**{**parts, **changes})
+
+
+def batch(count=4):
+    mask = torch.zeros(count, 4, 4, dtype=torch.bool)
+    for i in range(count):
+        mask[i, : 1 + i % 3, 1:3] = True  # ragged
+    return dict(patches=torch.randn(count, 1, 32, 32), tokens_view=torch.rand(count, 1, 16, 16), mask=mask)
+
+
+def test_loss_by_hand():
+    mim, data = model().eval(), batch()
+    losses = mim.loss(data)
+    tokens = mim.target.tokenizer.logits(data['tokens_view']).argmax(dim=-1).flatten(1)
+    mask = data['mask'].flatten(1)
+    logits = mim.head.cls_head(mim.backbone(data['patches'], data['mask'])[0][:, 1:])
+    assert losses['loss_mim'].item() == pytest.approx(F.cross_entropy(logits[mask], tokens[mask]).item(), rel=1e-5)
+    right = (logits.argmax(dim=-1) == tokens)[mask].float().mean()
+    assert losses['masked_accuracy'].item() == pytest.approx(right.item())
+    assert [k for k in losses if 'loss' in k] == ['loss_mim']
+
+
+def test_loss_at_the_start_is_log_of_the_vocabulary():
+    assert model().loss(batch(32))['loss_mim'].item() == pytest.approx(math.log(16), abs=0.1)
+
+
+def test_recover_all_and_no_masking():
+    data = batch()
+    for hide in (True, False):
+        mim = model(predict='all', hide=hide).eval()
+        tokens = mim.target(data)
+        shown = data['mask'] if hide else None
+        logits = mim.head(mim.backbone(data['patches'], shown)[0][:, 1:])
+        expected = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        assert mim.loss(data)['loss_mim'].item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="set predict='all'"):
+        model(hide=False)
+
+
+def test_pixel_target():
+    data = batch()
+    mim = model(
+        target=dict(type='beit_mm.PixelTarget', patch_size=8),
+        head=dict(type='beit_mm.PixelHead', embed_dims=32, num_pixels=64),
+    ).eval()
+    assert torch.equal(PixelTarget(8)(data), patchify(data['patches'], 8))
+    mask = data['mask'].flatten(1)
+    guess = mim.head(mim.features(data))[mask]
+    expected = (guess - patchify(data['patches'], 8)[mask]).square().mean()
+    assert mim.loss(data)['loss_mim'].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_tokenizer_is_nobodys_parameter():
+    mim = model()
+    names = [*dict(mim.named_parameters()), *mim.state_dict()]
+    assert not any('tokenizer' in name or 'target' in name for name in names)
+    mim.train()
+    assert not mim.target.tokenizer.training
+    assert not any(p.requires_grad for p in mim.target.tokenizer.parameters())
+
+
+def test_tokens_computed_before_are_taken():
+    target = TokenTarget(TOKENIZER)
+    tokens = torch.randint(16, (2, 4, 4))
+    assert torch.equal(target(dict(tokens=tokens)), tokens.flatten(1))
+    with pytest.raises(ValueError, match='the tokenizer gives 16 tokens .* 64 patches'):
+        target(dict(tokens_view=torch.rand(1, 1, 16, 16), mask=torch.zeros(1, 8, 8, dtype=torch.bool)))
+
+
+def test_overfits_one_batch():
+    mim, data = model(), batch(8)
+    optimizer = torch.optim.AdamW(mim.parameters(), lr=3e-3)
+    for _ in range(80):
+        losses = mim.loss(data)
+        optimizer.zero_grad()
+        losses['loss_mim'].backward()
+        optimizer.step()
+    assert losses['masked_accuracy'].item() > 0.95
+
+
+def test_mean_over_one_rank():
+    assert mean_over_ranks(torch.tensor(6.0), 4).item() == 1.5
+
+
+def classifier():
+    backbone = dict(type='beit_mm.BEiTViT', arch=ARCH, img_size=32, patch_size=8, in_channels=1)
+    head = dict(type='LinearClsHead', num_classes=3, in_channels=32)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        built = MODELS.build(dict(type='ImageClassifier', backbone=backbone, head=head))
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample().set_gt_label(i) for i in (0, 2)]
+    return built, lambda: built.loss(torch.randn(2, 1, 32, 32), samples)
+
+
+def segmentor():
+    import mmseg.models  # noqa: F401
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    norm = dict(type='BN')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        built = MODELS.build(
+            dict(
+                type='EncoderDecoder',
+                backbone=dict(
+                    type='beit_mm.BEiTViT', arch={**ARCH, 'num_layers': 4}, img_size=32, patch_size=8, in_channels=1,
+                    out_type='featmap', out_indices=(0, 1, 2, 3),
+                ),
+                neck=dict(type='beit_mm.ViTPyramid', embed_dim=32),
+                decode_head=dict(
+                    type='UPerHead', in_channels=[32] * 4, in_index=[0, 1, 2, 3], channels=8, num_classes=3,
+                    pool_scales=(1, 2), norm_cfg=norm, align_corners=False,
+                ),
+                auxiliary_head=dict(
+                    type='FCNHead', in_channels=32, in_index=2, channels=8, num_convs=1, concat_input=False,
+                    num_classes=3, norm_cfg=norm, align_corners=False,
+                ),
+                train_cfg=dict(), test_cfg=dict(mode='whole'),
+            )
+        )  # fmt: skip
+    samples = []
+    for _ in range(2):
+        sample = SegDataSample()
+        sample.gt_sem_seg = PixelData(data=torch.randint(3, (1, 32, 32)))
+        samples.append(sample)
+    return built, lambda: built.loss(torch.randn(2, 1, 32, 32), samples)
+
+
+@pytest.mark.parametrize('task', ['mim', 'classifier', 'segmentor'])
+def test_every_parameter_gets_a_gradient(task):
+    if task == 'mim':
+        built = model()
+        losses = lambda: built.loss(batch())  # noqa: E731
+    else:
+        built, losses = classifier() if task == 'classifier' else segmentor()
+    built.train()
+    sum(v for k, v in losses().items() if 'loss' in k).backward()
+    without = [name for name, p in built.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []

@@ -1,0 +1,121 @@
+"""models/dalle.py and models/dvae.py: OpenAI's numbers, hand computations, and a small training."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from official import golden
+
+from beit_mm.data import embedded
+from beit_mm.models.dalle import Decoder, Encoder
+from beit_mm.models.dvae import DiscreteVAE, KMeansTokenizer, logit_laplace_nll, ramp
+from beit_mm.ops.pixels import map_pixels
+
+SMALL = dict(vocab_size=32, in_channels=1, num_downsamples=2, hidden_dims=16, code_dims=16, num_res_blocks=1)
+
+
+def views(count, size=32):
+    images = [embedded.pool_crop(0, i, size, grey=True)[..., 0] for i in range(count)]
+    return map_pixels(torch.from_numpy(np.stack(images))[:, None].float() / 255)
+
+
+def test_dalle_encoder_equals_openai():
+    meta, weights, io = golden('dalle_encoder')
+    encoder = Encoder(meta['n_hid'], meta['vocab_size'], meta['n_blk_per_group'])
+    encoder.load_state_dict(weights)
+    torch.testing.assert_close(map_pixels(io['image_0_1']), io['mapped'])
+    torch.testing.assert_close(encoder(io['mapped']), io['logits'], atol=1e-4, rtol=0)
+    assert torch.equal(encoder.tokens(io['mapped']), io['tokens'])
+
+
+def test_dalle_is_frozen_and_of_the_official_size():
+    with torch.device('meta'):
+        encoder, decoder = Encoder(), Decoder()
+    assert sum(p.numel() for p in encoder.parameters()) == 53_786_240
+    assert not any(p.requires_grad for p in [*encoder.parameters(), *decoder.parameters()])
+    assert not encoder.train().training
+    small = Decoder(n_init=8, n_hid=8, vocab_size=16, n_blk_per_group=1)
+    image = small.decode(torch.randint(16, (1, 2, 3)))
+    assert image.shape == (1, 3, 16, 24)
+    assert 0 <= image.min() <= image.max() <= 1
+
+
+def test_ramp():
+    assert ramp(1.0, 0.0, 100, 0) == 1.0
+    assert ramp(1.0, 0.0, 100, 50) == pytest.approx(0.5)
+    assert ramp(1.0, 0.0, 100, 25) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert ramp(0.0, 6.6, 10, 1000) == pytest.approx(6.6)
+
+
+def test_logit_laplace_is_a_density():
+    """exp(-nll) integrates to one over (0, 1), whatever mean and scale."""
+    x = torch.linspace(1e-4, 1 - 1e-4, 200_001, dtype=torch.float64).view(1, 1, 1, -1)
+    for mean, log_scale in ((0.0, 0.0), (0.7, -1.0)):
+        stats = torch.tensor([mean, log_scale], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 1, x.shape[-1])
+        density = torch.exp(-logit_laplace_nll(stats, x))
+        assert torch.trapezoid(density.flatten(), x.flatten()).item() == pytest.approx(1.0, abs=2e-3)
+
+
+def test_loss_terms_by_hand():
+    model = DiscreteVAE(**SMALL, kl_weight=(0.5, 0.5, 1), balance_weight=0.25)
+    view = views(4)
+    losses = model.loss(view)
+    q = model.logits(view).softmax(dim=-1).double()
+    kl = (q * (q / (1 / 32)).log()).sum(dim=-1).mean()  # a mean over cells: not summed over the batch as unilm's
+    mean_q = q.mean(dim=(0, 1, 2))
+    balance = (mean_q * (mean_q * 32).log()).sum()
+    assert losses['loss_kl'].item() == pytest.approx(0.5 * kl.item(), rel=1e-4)
+    assert losses['loss_balance'].item() == pytest.approx(0.25 * balance.item(), rel=1e-3, abs=1e-6)
+    assert {k for k in losses if 'loss' in k} == {'loss_reconstruction', 'loss_kl', 'loss_balance'}
+    assert int(model.num_updates) == 1
+
+
+def test_straight_through_is_one_hot_with_a_gradient():
+    model = DiscreteVAE(**SMALL, straight_through=True)
+    logits = torch.randn(2, 3, 3, 32, requires_grad=True)
+    codes = model.relax(logits, 0.5)
+    torch.testing.assert_close(codes.sort(dim=-1).values[..., -1], torch.ones(2, 3, 3))
+    torch.testing.assert_close(codes.sum(dim=-1), torch.ones(2, 3, 3))
+    (codes * torch.randn(32)).sum().backward()
+    assert logits.grad.abs().sum() > 0
+
+
+def test_temperature_sharpens_samples():
+    model = DiscreteVAE(**SMALL)
+    logits = torch.randn(1, 20, 20, 32)
+    warm, cold = (model.relax(logits, t).max(dim=-1).values.mean().item() for t in (2.0, 0.05))
+    assert warm < 0.3
+    assert cold > 0.95
+
+
+def test_codes_start_spread_and_training_beats_the_image_mean():
+    model = DiscreteVAE(**SMALL, temperature=(1.0, 0.1, 100), balance_weight=0.01)
+    train, val = views(64), views(16)
+    before = len(model.tokens(train).unique())
+    model.start_codes(train)
+    assert before < 16
+    assert len(model.tokens(train).unique()) >= 30
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        losses = model.loss(train)
+        optimizer.zero_grad()
+        sum(v for k, v in losses.items() if 'loss' in k).backward()
+        optimizer.step()
+    judged = model.judge(val, model.tokens(val))
+    error, image_mean = (np.mean([j[k] for j in judged]) for k in ('reconstruction_error', 'image_mean_error'))
+    assert error < 0.75 * image_mean
+    assert len(model.tokens(train).unique()) >= 24
+
+
+def test_kmeans_tokens_of_its_own_paintings():
+    model = KMeansTokenizer(vocab_size=16, in_channels=1, downsampling=4, neighbourhood=4)
+    view = views(32)
+    model.start_codes(view)
+    tokens = model.tokens(view)
+    painted = map_pixels(model.decode(tokens))
+    assert torch.equal(model.tokens(painted), tokens)  # a centre is nearest to itself
+    by_hand = torch.cdist(model.features(view).flatten(0, 2), model.centres).min(dim=1).values.square().mean() / 16
+    assert model.loss(view)['loss_kmeans'].item() == pytest.approx(by_hand.item(), rel=1e-3)
+    with pytest.raises(ValueError, match='cannot start from'):
+        KMeansTokenizer(vocab_size=512, in_channels=1).start_codes(views(1))
