@@ -94,7 +94,7 @@ def test_tokens_computed_before_are_taken():
     target = TokenTarget(TOKENIZER)
     tokens = torch.randint(16, (2, 4, 4))
     assert torch.equal(target(dict(tokens=tokens)), tokens.flatten(1))
-    with pytest.raises(ValueError, match='the tokenizer gives 16 tokens .* 64 patches'):
+    with pytest.raises(ValueError, match=r'the tokenizer gives 16 tokens .* 64 patches'):
         target(dict(tokens_view=torch.rand(1, 1, 16, 16), mask=torch.zeros(1, 8, 8, dtype=torch.bool)))
 
 

@@ -39,6 +39,8 @@ class _Generated(BaseDataset):
 class EmbeddedScenes(_Generated):
     """Mosaics of photographs with masks (`train`, `val`), or unlabelled crops of them (`pool`).
 
+    mosaic: the pool's pictures are mosaics of 1 to 4 crops, as the labelled scenes are, instead of one crop.
+
     size: side in pixels. grey: the contrast-normalised variant with one channel, else RGB. The same (seed,
     split, index) is always the same picture. A sample holds img (H, W, C) uint8 RGB and, unless from the
     pool, gt_seg_map (H, W) uint8 and gt_label.
@@ -56,18 +58,23 @@ class EmbeddedScenes(_Generated):
         size: int = 48,
         grey: bool = False,
         seed: int = 0,
+        mosaic: bool = False,
         **kwargs,
     ) -> None:
         if split not in embedded.SPLITS:
             raise ValueError(f'EmbeddedScenes: split={split!r} is none of {", ".join(embedded.SPLITS)}')
-        self.split, self.size, self.grey, self.seed = split, size, grey, seed
+        self.split, self.size, self.grey, self.seed, self.mosaic = split, size, grey, seed, mosaic
         super().__init__(length, pipeline, **kwargs)
 
     def make(self, index: int) -> dict:
         name = f'embedded://scenes/{self.split}/{index}'
         shape = dict(img_path=name, img_shape=(self.size, self.size), ori_shape=(self.size, self.size))
         if self.split == 'pool':
-            return dict(img=embedded.pool_crop(self.seed, index, self.size, self.grey), **shape)
+            if self.mosaic:
+                image = embedded.scene(self.seed, 'pool', index, self.size, self.grey, fewest=1).image
+            else:
+                image = embedded.pool_crop(self.seed, index, self.size, self.grey)
+            return dict(img=image, **shape)
         scene = embedded.scene(self.seed, self.split, index, self.size, self.grey)
         return dict(
             img=scene.image,

@@ -22,6 +22,7 @@ from PIL import Image
 
 TRAIN_SHARE = 0.7  # of the width of every photograph; the rest is validation
 SPLITS = ('train', 'val', 'pool')
+MOST_MATERIALS = 4  # in a mosaic
 GREY_MEAN, GREY_STD = 127.5, 50.0  # what a contrast-normalised crop is brought to, on 0..255
 GREY_STD_FLOOR = 4.0  # a flat crop keeps its flatness: below this its noise is not blown up further
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -250,14 +251,14 @@ def _crop(rng: np.random.Generator, material: int, split: str, size: int, grey: 
     return normalise_contrast(crop) if grey else crop
 
 
-def scene(seed: int, split: str, index: int, size: int = 48, grey: bool = False) -> Scene:
-    """A mosaic of 2 to 4 materials: every pixel shows the material of its nearest centre.
+def scene(seed: int, split: str, index: int, size: int = 48, grey: bool = False, fewest: int = 2) -> Scene:
+    """A mosaic of `fewest` to 4 materials: every pixel shows the material of its nearest centre.
 
     Each region's material is cropped (and in grey contrast-normalised) as a full `size` x `size` picture
     before the mosaic is cut, so that a region's brightness gives nothing away.
     """
     rng = _rng(seed, split, index)
-    count = int(rng.integers(2, 5))
+    count = int(rng.integers(fewest, MOST_MATERIALS + 1))
     materials = rng.permutation(len(CLASSES))[:count]
     centres = rng.uniform(0, size, (count, 2))
     y, x = np.mgrid[:size, :size]

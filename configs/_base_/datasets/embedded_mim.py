@@ -1,13 +1,14 @@
 """Two views, 64 px for the backbone and 32 px for the tokenizer, on embedded data; 26 of 8 x 8 patches masked."""
 
 train_dataloader = dict(
-    batch_size=96,
+    batch_size=48,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='beit_mm.EmbeddedScenes',
         split='pool',
+        mosaic=True,
         length=10000,
         size=80,
         grey=True,

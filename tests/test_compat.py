@@ -1,0 +1,77 @@
+"""compat.py and registry.py: applied once, undone by nothing, and the promises to OpenMMLab users' configs."""
+
+import mmengine
+import mmpretrain
+import mmseg
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from beit_mm import compat
+
+
+def test_every_workaround_is_idempotent():
+    for workaround in compat.WORKAROUNDS:
+        assert workaround.apply() == '' or workaround.apply is compat.mmcv_without_compiled_ops
+        assert workaround.apply.__doc__
+        assert workaround.upstream
+
+
+def test_mmseg_imports_and_a_missing_op_says_what_to_install():
+    import mmcv.ops
+    import mmseg.models  # noqa: F401
+    import torch
+
+    if 'mmcv_without_compiled_ops' in compat.ACTIVE:
+        with pytest.raises(RuntimeError, match=f'pip install mmcv=={mmcv.__version__}'):
+            mmcv.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)
+
+
+LEAF = """
+_base_ = 'beit_mm::{base}'
+custom_imports = dict(imports=['beit_mm'])
+default_scope = '{scope}'
+"""
+
+
+@pytest.mark.parametrize(
+    ('scope', 'base', 'kind'),
+    [
+        ('mmpretrain', 'classification/beit-mini-p8_ft_1xb64-300_embedded-64.py', 'ImageClassifier'),
+        ('mmseg', 'segmentation/beit-mini-p8_upernet_1xb32-300_embedded-64.py', 'EncoderDecoder'),
+    ],
+)
+def test_a_leaf_inherits_by_package_and_builds(tmp_path, scope, base, kind):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(LEAF.format(base=base, scope=scope))
+    config = Config.fromfile(leaf)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(config.model)
+    assert type(model).__name__ == kind
+    assert type(model.backbone).__module__ == 'beit_mm.models.backbone'
+
+
+def test_a_missing_package_config_is_named(tmp_path):
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text("_base_ = 'beit_mm::classification/nothing.py'")
+    with pytest.raises(FileNotFoundError, match=r'leaf\.py: _base_=.beit_mm::classification/nothing\.py'):
+        Config.fromfile(leaf)
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmseg', 'beit_mm'])
+def test_types_resolve_by_prefix_from_every_scope(scope):
+    arch = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32)
+    registry = {'mmpretrain': mmpretrain.registry.MODELS, 'mmseg': mmseg.registry.MODELS}.get(scope, MODELS)
+    with DefaultScope.overwrite_default_scope(scope):
+        built = registry.build(dict(type='beit_mm.BEiTViT', arch=arch, img_size=32))
+    assert built.embed_dims == 16
+    assert mmengine.registry.MODELS.get('BEiT') is None  # mmseg and mmpretrain own that name
+
+
+def test_the_mending_line():
+    found = dict(compat.TESTED)
+    assert compat.mending_command(found) == ''
+    found['torch'] = '2.13.0+cpu'
+    assert compat.mending_command(found) == ''
+    found['setuptools'], found['ftfy'] = '84.0.0', ''
+    assert compat.mending_command(found) == 'pip install setuptools==80.10.2 ftfy==6.3.1'

@@ -1,0 +1,146 @@
+"""checkpoints/load.py: nothing runs code, damage is named, and weights fit or are refused."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from mmengine.runner.checkpoint import load_checkpoint
+from safetensors.torch import save_file
+
+from beit_mm.checkpoints.load import CheckpointError, fit, read, sha256, state_dict_of, write
+from beit_mm.models.backbone import BEiTViT
+from beit_mm.ops.relative_position import resize_positions, resize_table
+
+ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}',)
+
+
+@pytest.mark.parametrize('switch', [False, True])
+@pytest.mark.parametrize('legacy', [False, True])
+def test_code_in_a_checkpoint_never_runs(tmp_path, monkeypatch, switch, legacy):
+    if switch:
+        monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    marker, path = tmp_path / 'ran', tmp_path / 'bad.pth'
+    content = dict(state_dict={}, payload=Payload(marker))
+    if legacy:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r'bad\.pth'):
+        read(path)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(BEiTViT(ARCH, img_size=32), str(path))  # mmengine's own way in, and init_cfg's
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'', 'empty'),
+        (b'<!DOCTYPE html><html>404</html>', 'web page'),
+        (b'PK\x03\x04 cut off', 'damaged|not a checkpoint'),
+    ],
+)
+def test_damage_is_named(tmp_path, content, message):
+    path = tmp_path / 'w.pth'
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_truncated_and_missing(tmp_path):
+    torch.save(dict(a=torch.randn(1000)), tmp_path / 'iter_1.pth')
+    whole = (tmp_path / 'iter_1.pth').read_bytes()
+    (tmp_path / 'iter_2.pth').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r'iter_2\.pth: damaged'):
+        read(tmp_path / 'iter_2.pth')
+    with pytest.raises(CheckpointError, match=r'no such checkpoint; that folder has iter_1\.pth'):
+        read(tmp_path / 'iter_3.pth')
+
+
+def test_write_read_and_safetensors(tmp_path):
+    tensors = dict(a=torch.randn(3), b=torch.arange(4))
+    write(dict(state_dict=tensors, meta=dict(note='x')), tmp_path / 'a.pth')
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']  # no temporary file is left
+    assert torch.equal(state_dict_of(read(tmp_path / 'a.pth'))['a'], tensors['a'])
+    save_file(tensors, tmp_path / 'a.safetensors')
+    assert torch.equal(read(tmp_path / 'a.safetensors')['b'], tensors['b'])
+    assert len(sha256(tmp_path / 'a.pth')) == 64
+
+    class Unpicklable:
+        def __reduce__(self):
+            raise RuntimeError('no')
+
+    with pytest.raises(RuntimeError, match='no'):
+        write(dict(state_dict=Unpicklable()), tmp_path / 'a.pth')
+    assert torch.equal(read(tmp_path / 'a.pth')['state_dict']['a'], tensors['a'])  # the old file is whole
+
+
+def prefixed(model):
+    return {f'backbone.{k}': v for k, v in model.state_dict().items()}
+
+
+def test_shared_table_is_expanded_and_resized():
+    pretrained = BEiTViT(
+        ARCH, img_size=64, use_rel_pos_bias=False, use_shared_rel_pos_bias=True, with_mask_token=True, out_type='raw',
+        final_norm=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        pretrained.rel_pos_bias.relative_position_bias_table.normal_()
+    tuned = BEiTViT(ARCH, img_size=96)
+    weights = {**prefixed(pretrained), 'head.cls_head.weight': torch.zeros(9, 32)}
+    fitted, report = fit(weights, prefixed(tuned), tuned.own_grid)
+    expected = resize_table(pretrained.rel_pos_bias.relative_position_bias_table.detach(), (4, 4), (6, 6))
+    for i in range(2):
+        key = f'backbone.layers.{i}.attn.relative_position_bias_table'
+        assert torch.equal(fitted[key], expected)
+        assert key in report.expanded
+    assert {'backbone.mask_token', 'backbone.ln1.weight', 'head.cls_head.weight'} <= set(report.dropped)
+    assert set(report.missing) == {'backbone.ln2.weight', 'backbone.ln2.bias'}
+    assert 'expanded' in str(report)
+    tuned.load_state_dict({k[9:]: v for k, v in fitted.items()}, strict=False)
+
+
+def test_positions_are_resized():
+    kind = dict(use_abs_pos_emb=True, use_rel_pos_bias=False)
+    small, large = BEiTViT(ARCH, img_size=64, **kind), BEiTViT(ARCH, img_size=(96, 64), **kind)
+    fitted, report = fit(prefixed(small), prefixed(large), large.own_grid)
+    assert report.resized == ['backbone.pos_embed']
+    assert torch.equal(fitted['backbone.pos_embed'], resize_positions(small.pos_embed.detach(), (4, 4), (6, 4)))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(arch={**ARCH, 'embed_dims': 64}), r'is \(1, 1, 32\), the model has \(1, 1, 64\)'),
+        (dict(arch={**ARCH, 'num_layers': 3}), 'layers.2.* is not in the checkpoint'),
+        (dict(layer_scale_init_value=0), r'gamma_1 is not in the model'),
+    ],
+)
+def test_another_architecture_is_refused(changes, message):
+    other = BEiTViT(**{'arch': ARCH, 'img_size': 32, **changes})
+    with pytest.raises(CheckpointError, match=message):
+        fit(prefixed(BEiTViT(ARCH, img_size=32)), prefixed(other), other.own_grid)
+
+
+def test_wrong_prefix_is_refused():
+    model = BEiTViT(ARCH, img_size=32)
+    with pytest.raises(CheckpointError, match='is not in the checkpoint'):
+        fit(model.state_dict(), prefixed(model), model.own_grid)
+
+
+def test_heads_of_another_size_keep_their_start():
+    own = {**prefixed(BEiTViT(ARCH, img_size=32)), 'head.fc.weight': torch.zeros(5, 32)}
+    weights = {**own, 'head.fc.weight': torch.ones(7, 32)}
+    fitted, report = fit(weights, own, (2, 2))
+    assert 'head.fc.weight' not in fitted
+    assert report.dropped == ['head.fc.weight']

@@ -1,0 +1,67 @@
+"""engine/metrics.py against mmseg and by hand."""
+
+import math
+
+import pytest
+import torch
+from mmseg.evaluation import IoUMetric as MMSegIoU
+
+from beit_mm.engine.metrics import IoUMetric, MaskedAccuracy, TokenizerMetric
+
+CLASSES = ('a', 'b', 'c', 'd')
+
+
+def samples(count=5):
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        truth = torch.randint(0, 3, (1, 9, 7), generator=generator)  # class d never occurs
+        truth[0, 0, :3] = 255
+        guess = torch.where(
+            torch.rand(1, 9, 7, generator=generator) < 0.6,
+            truth % 4,
+            torch.randint(0, 3, (1, 9, 7), generator=generator),
+        )
+        made.append(dict(pred_sem_seg=dict(data=guess), gt_sem_seg=dict(data=truth)))
+    return made
+
+
+def test_equals_mmseg():
+    ours, theirs = IoUMetric(), MMSegIoU()
+    for metric in (ours, theirs):
+        metric.dataset_meta = dict(classes=CLASSES)
+        for sample in samples():
+            metric.process({}, [sample])
+    mine, other = ours.evaluate(5), theirs.evaluate(5)
+    for name in ('mIoU', 'mAcc', 'aAcc'):
+        assert type(mine[name]) is float
+        assert mine[name] == pytest.approx(float(other[name]), abs=0.005)  # mmseg rounds to two digits
+    assert math.isnan(mine['IoU.d'])
+
+
+def test_a_class_out_of_range_is_named():
+    metric = IoUMetric()
+    metric.dataset_meta = dict(classes=('a', 'b'))
+    with pytest.raises(ValueError, match='class 2, but there are 2 classes'):
+        metric.process({}, samples(1))
+
+
+def test_tokenizer_metric():
+    metric = TokenizerMetric()
+    metric.results = [
+        dict(tokens=torch.tensor([[0, 1]]), vocab_size=8, reconstruction_error=0.1, cell_mean_error=0.2, image_mean_error=0.4),
+        dict(tokens=torch.tensor([[2, 3]]), vocab_size=8, reconstruction_error=0.3, cell_mean_error=0.2, image_mean_error=0.4),
+    ]  # fmt: skip
+    scores = metric.evaluate(2)
+    assert scores['perplexity'] == pytest.approx(4.0)
+    assert scores['codes_used'] == 4
+    assert scores['reconstruction_error'] == pytest.approx(0.2)
+
+
+def test_masked_accuracy():
+    metric = MaskedAccuracy()
+    mask = torch.tensor([True, True, False, True])
+    metric.process({}, [dict(mask=mask, prediction=torch.tensor([1, 2, 3, 4]), target=torch.tensor([1, 1, 9, 1]))])
+    scores = metric.evaluate(1)
+    assert scores['masked_accuracy'] == pytest.approx(100 / 3)
+    assert scores['most_frequent'] == pytest.approx(100.0)
