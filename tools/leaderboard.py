@@ -2,8 +2,7 @@
 
 import argparse
 
-from beit_mm.benchmark.leaderboard import as_text, rows, write_all
-from beit_mm.benchmark.records import read_all
+from beit_mm.benchmark.leaderboard import as_text, from_folder, write_all
 from beit_mm.engine.launch import door
 
 
@@ -13,7 +12,7 @@ def main() -> None:
     parser.add_argument('results', help='folder of result records, as tools/test.py --record writes them')
     parser.add_argument('--out', help='where leaderboard.md, .csv and .html go (default: RESULTS)')
     args = parser.parse_args()
-    found = rows(read_all(args.results))
+    found = from_folder(args.results)
     written = write_all(found, args.out or args.results)
     print(as_text(found))
     print('\n' + '\n'.join(map(str, written)))

@@ -49,15 +49,19 @@ def patch_classes(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def attention_jaccard(attention: torch.Tensor, masks: np.ndarray, queries: torch.Tensor) -> dict[str, float]:
-    """How well the attended patches are those of the query's own region, averaged over images.
+    """How well the attended patches are those of the query's own region: Jaccard indices, averaged over images.
 
     attention (B, heads, Gh, Gw), masks (B, H, W) of class indices, queries (B, 2). `attended`: the mean over
-    heads, thresholded by `mass_mask`; `everywhere`: what attending to all patches would score.
+    heads, thresholded by `mass_mask`; `shuffled`: the same patches at random places, which is chance;
+    `everywhere`: what attending to all patches would score.
     """
-    scores, everywhere = [], []
+    rng = np.random.default_rng(0)
+    scores: dict[str, list[float]] = dict(attended=[], shuffled=[], everywhere=[])
     for maps, mask, (row, column) in zip(attention.numpy(), masks, queries.tolist(), strict=True):
         classes = patch_classes(mask, maps.shape[-2:])
         region = classes == classes[row, column]
-        scores.append(jaccard(mass_mask(maps.mean(axis=0)), region))
-        everywhere.append(float(region.mean()))
-    return dict(attended=float(np.mean(scores)), everywhere=float(np.mean(everywhere)))
+        attended = mass_mask(maps.mean(axis=0))
+        scores['attended'].append(jaccard(attended, region))
+        scores['shuffled'].append(jaccard(rng.permutation(attended.ravel()).reshape(region.shape), region))
+        scores['everywhere'].append(float(region.mean()))
+    return {name: float(np.mean(values)) for name, values in scores.items()}

@@ -8,15 +8,17 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ..checkpoints.load import read, state_dict_of
 from ..data import embedded
 from ..engine.configs import load_config
+from ..ops.pixels import unpatchify
 from . import attention
 
-SCALE = 2  # screen pixels per image pixel
-GAP = 6
+TILE = 192  # screen pixels per picture, at least: small images are scaled up by a whole factor
+GAP, FONT, LEADING = 6, 14, 18  # pixels: between tiles, of letters, of lines
+HIDDEN = 0.75  # grey of a masked patch
 
 
 def load_model(config: Config, checkpoint: str | Path) -> BaseModel:
@@ -46,22 +48,20 @@ def test_samples(config: Config, indices: list[int]) -> list[dict]:
     return [dataset[i] for i in indices]
 
 
-def sheet(columns: list[tuple[str, list[np.ndarray]]]) -> bytes:
-    """A PNG: one column of pictures (H, W) or (H, W, 3) uint8 under each title."""
+def sheet(columns: list[tuple[str, list[np.ndarray]]], tile: int = TILE) -> bytes:
+    """A PNG: one column of pictures (H, W) or (H, W, 3) uint8, all of one size, under each title."""
     height, width = columns[0][1][0].shape[:2]
-    cell_w, cell_h = width * SCALE + GAP, height * SCALE + GAP
-    page = Image.new('RGB', (cell_w * len(columns) + GAP, cell_h * len(columns[0][1]) + 34), 'white')
-    draw = ImageDraw.Draw(page)
+    scale = max(1, round(tile / width))
+    cell_w, cell_h = width * scale + GAP, height * scale + GAP
+    head = LEADING * max(title.count('\n') + 1 for title, _ in columns) + GAP
+    page = Image.new('RGB', (cell_w * len(columns) + GAP, cell_h * len(columns[0][1]) + head), 'white')
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
     for c, (title, pictures) in enumerate(columns):
         for i, line in enumerate(title.split('\n')):
-            draw.text((GAP + c * cell_w, 4 + 12 * i), line, fill='black')
+            draw.text((GAP + c * cell_w, 3 + LEADING * i), line, fill='black', font=font)
         for r, picture in enumerate(pictures):
-            tile = (
-                Image.fromarray(picture)
-                .convert('RGB')
-                .resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
-            )
-            page.paste(tile, (GAP + c * cell_w, 34 + r * cell_h))
+            enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+            page.paste(Image.fromarray(enlarged).convert('RGB'), (GAP + c * cell_w, head + r * cell_h))
     out = io.BytesIO()
     page.save(out, 'PNG', optimize=True)
     return out.getvalue()
@@ -76,26 +76,35 @@ def as_picture(pixels: torch.Tensor, size: int) -> np.ndarray:
 
 @torch.no_grad()
 def reconstruction_panel(config: Config, model: BaseModel, indices: list[int]) -> bytes:
-    """image | what the backbone saw | pixels of the predicted tokens | pixels of the true tokens.
+    """image | what the backbone saw | the masked patches as predicted | what the target says they hold.
 
-    Predicted tokens fill the masked patches alone; the others keep their true token, as in a completion task.
+    Tokens are painted by the tokenizer's decoder: predicted ones fill the masked patches alone, the others keep
+    their true token, as in a completion task. Pixel targets (Table 4's ablation) are put in as they are.
     """
     samples = test_samples(config, indices)
     batch = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
     data = model.data_preprocessor(batch, False)
-    tokenizer, grid = model.target.tokenizer, batch['mask'].shape[1:]
     truth = model.target(data)
-    guess = model.head(model.features(data)).argmax(dim=-1)
-    mask = data['mask'].flatten(1)
-    mixed = torch.where(mask, guess, truth)
-    size = batch['patches'].shape[-1]
-    hidden = batch['mask'].repeat_interleave(size // grid[0], 1).repeat_interleave(size // grid[1], 2)
+    guess = model.head(model.features(data))
+    mask, grid = data['mask'].flatten(1), batch['mask'].shape[1:]
     images = batch['patches'].float() / 255
-    seen = torch.where(hidden[:, None], torch.full_like(images, 0.75), images)
-    of_guess, of_truth = (tokenizer.decode(t.unflatten(1, grid)) for t in (mixed, truth))
-    share = float((guess == truth)[mask].float().mean())
-    titles = ('image', 'masked', f'predicted tokens\n{100 * share:.0f} % of masked right', 'true tokens')
-    parts = (images, seen, of_guess, of_truth)
+    size, patch = images.shape[-1], images.shape[-1] // grid[1]
+    hidden = batch['mask'].repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    seen = torch.where(hidden[:, None], torch.full_like(images, HIDDEN), images)
+    if truth.ndim == 2:
+        guess = guess.argmax(dim=-1)
+        share = 100 * float((guess == truth)[mask].float().mean())
+        decoded = [
+            model.target.tokenizer.decode(tokens.unflatten(1, grid))
+            for tokens in (torch.where(mask, guess, truth), truth)
+        ]
+        titles = ('image', 'masked', f'predicted tokens\n{share:.0f} % of masked right', 'true tokens')
+    else:
+        pre = model.data_preprocessor
+        mixed = unpatchify(torch.where(mask[..., None], guess, truth), patch, grid)
+        decoded = [(mixed * pre.std + pre.mean) / 255, images]
+        titles = ('image', 'masked', 'predicted pixels', 'true pixels')
+    parts = (images, seen, *decoded)
     return sheet([(t, [as_picture(p, size) for p in part]) for t, part in zip(titles, parts, strict=True)])
 
 
@@ -124,7 +133,10 @@ def segmentation_panel(named: dict[str, tuple[Config, BaseModel]], indices: list
 def attention_panel(
     config: Config, model: BaseModel, indices: list[int], judged: int = 200
 ) -> tuple[bytes, dict[str, float]]:
-    """image with the query | the mean over heads | each head; and `attention_jaccard` over `judged` images."""
+    """image with the query | the mean over heads | each head; and `attention_jaccard` over `judged` images.
+
+    Bright is attended to; every map is scaled to its own maximum.
+    """
     dataset = config.test_dataloader.dataset
     scenes = [
         embedded.scene(dataset.get('seed', 0), 'val', i, dataset['size'], dataset.get('grey', False))
@@ -153,7 +165,7 @@ def attention_panel(
             heat = (one / one.max()).repeat(p, 0).repeat(p, 1)[..., None]
             tinted = image * (0.35 + 0.65 * heat) * np.array([1.0, 0.85, 0.6])
             pictures.setdefault(name, []).append(tinted.astype(np.uint8))
-    return sheet(list(pictures.items())), numbers
+    return sheet(list(pictures.items()), tile=TILE * 2 // 3), numbers
 
 
 def _query(classes: np.ndarray, label: int) -> tuple[int, int]:

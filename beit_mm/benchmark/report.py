@@ -1,6 +1,5 @@
 """One self-contained HTML page of a suite: the table, the curves, and pictures of what the models learned."""
 
-import base64
 import html
 import json
 import traceback
@@ -8,27 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data import embedded
-from . import curves, panels
-from .leaderboard import BASELINE, Row, as_html, as_text, rows, write_all
-from .records import read_all
+from . import curves, page, panels
+from .leaderboard import BASELINE, Row, as_html, as_text, from_folder, write_all
 
-SHOWN = list(range(6))  # validation images in the pictures: the first ones, not chosen ones
-STYLE = """
-:root { color-scheme: light dark; --ink: #1f2937; --paper: #fff; --line: #d1d5db; --soft: #f3f4f6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e5e7eb; --paper: #111827; --line: #374151; --soft: #1f2937; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin-bottom: .3rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); }
-.result { font-size: 1.15rem; background: var(--soft); padding: .8rem 1rem; border-radius: .4rem; }
-.note { color: #6b7280; font-size: .9rem; } figure { margin: 1rem 0; overflow-x: auto; }
-figure svg, figure img { background: #fff; max-width: 100%; height: auto; border-radius: .3rem; }
-.legend span { display: inline-block; margin-right: .9rem; white-space: nowrap; }
-.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; }
-code { background: var(--soft); padding: .1rem .3rem; }
-"""
+SHOWN = list(range(8))  # validation images in the pictures: the first ones, not chosen ones
 METRIC_NAMES = {'accuracy/top1': 'top-1 accuracy, %', 'mIoU': 'mIoU, %'}
 
 
@@ -51,11 +33,6 @@ def headline(found: list[Row]) -> str:
     return '. '.join(sentences) + '.' if sentences else 'No pair of runs to compare yet.'
 
 
-def _png(data: bytes, caption: str) -> str:
-    encoded = base64.b64encode(data).decode()
-    return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}"></figure>'
-
-
 def _section(title: str, make: Callable[[], str]) -> str:
     """A section, or a visible note of why it is missing: a broken picture must not cost the table."""
     try:
@@ -64,6 +41,10 @@ def _section(title: str, make: Callable[[], str]) -> str:
         traceback.print_exc()
         body = f'<p class="note">This part could not be made: {html.escape(f"{type(error).__name__}: {error}")}</p>'
     return f'<h2>{html.escape(title)}</h2>\n{body}'
+
+
+def _missing(what: str) -> str:
+    return f'<p class="note">Not here: the suite has no finished stage of kind {what}.</p>'
 
 
 def _curves(stages: list[dict]) -> str:
@@ -85,6 +66,8 @@ def _curves(stages: list[dict]) -> str:
         ('segmentation: loss', 'training loss', of('segmentation', 'loss')),
     ]
     drawn = [panel for panel in wanted if panel[2]]
+    if not drawn:
+        return '<p class="note">Not here: no scalars.json in any work_dir of the suite.</p>'
     svgs = [curves.draw(drawn[i : i + 2]) for i in range(0, len(drawn), 2)]
     return ''.join(f'<figure>{svg}</figure>' for svg in svgs)
 
@@ -101,12 +84,13 @@ def _reconstructions(stage: dict) -> str:
         '<p>The tokenizer turns every cell into one of its codes and can paint a code back. The pre-trained model sees '
         'the second column and guesses the codes of the hidden patches; the third column paints its guesses there.</p>'
     )
-    return text + _png(panels.reconstruction_panel(config, model, SHOWN), 'reconstructions from predicted tokens')
+    png = panels.reconstruction_panel(config, model, SHOWN)
+    return text + page.picture(png, 'image, masked image, predicted and true tokens')
 
 
 def _segmentations(named: dict[str, dict]) -> str:
     models = {name: panels.load_stage(stage) for name, stage in named.items()}
-    return _legend() + _png(panels.segmentation_panel(models, SHOWN), 'segmentations')
+    return _legend() + page.picture(panels.segmentation_panel(models, SHOWN), 'segmentations')
 
 
 def _attention(stage: dict) -> str:
@@ -115,81 +99,107 @@ def _attention(stage: dict) -> str:
     text = (
         f'<p>Where the red patch looks, in the last block of the pre-trained backbone. The patches that hold 60 % of '
         f"the attention overlap the query's own region with a Jaccard index of {numbers['attended']:.2f} (mean of 200 "
-        f'validation images; attending to everything would score {numbers["everywhere"]:.2f}).</p>'
+        f'validation images); as many patches at random places score {numbers["shuffled"]:.2f}, all patches '
+        f'{numbers["everywhere"]:.2f}.</p>'
     )
-    return text + _png(picture, 'attention maps')
+    return text + page.picture(picture, 'attention maps')
 
 
 def _credits() -> str:
-    lines = ''.join(
-        f'<tr><td>{p.name}</td><td>{html.escape(p.credit)}</td><td>{p.licence}</td><td>{p.package}/{p.file}</td>'
-        f'<td><code>{p.sha256[:12]}</code></td></tr>'
-        for p in embedded.PHOTOGRAPHS
-    )
-    head = '<tr><th>material</th><th>by</th><th>licence</th><th>file in the wheel</th><th>sha256</th></tr>'
+    lines = [[p.name, p.credit, p.licence, f'{p.package}/{p.file}', p.sha256[:16]] for p in embedded.PHOTOGRAPHS]
+    columns = ['material', 'by', 'licence', 'file in the wheel', 'sha256']
     return (
         '<p>Train images are cut from the left 70 % of each photograph, validation images from the right 30 %, in grey '
-        f'with contrast normalised per region.</p><table>{head}{lines}</table>'
+        f'with contrast normalised per region.</p>{page.table(columns, lines, codes=columns[3:])}'
     )
 
 
 def _provenance(found: list[Row], stages: list[dict]) -> str:
-    record = found[0].records[0]
-    facts = {
-        'code': f'beit_mm {record.revision["version"]}, commit {record.revision["commit"][:12] or "unknown"}'
-        + (' with uncommitted changes' if record.revision['dirty'] else ''),
-        'device': record.device,
-        'versions': ', '.join(f'{k} {v}' for k, v in record.versions.items()),
-        'seeds': ', '.join(str(seed) for seed in sorted({stage['seed'] for stage in stages})),
+    records = [record for row in found for record in row.records]
+    newest = max(records, key=lambda record: record.date)
+    commits = {
+        f'beit_mm {r.revision["version"]}, commit {r.revision["commit"][:12] or "unknown"}'
+        + (' with uncommitted changes' if r.revision['dirty'] else '')
+        for r in records
     }
-    facts_html = ''.join(f'<tr><th>{k}</th><td>{html.escape(v)}</td></tr>' for k, v in facts.items())
-    runs = ''.join(
-        f'<tr><td>{s["name"]}</td><td>{s["seed"]}</td><td><code>{html.escape(s["config"])}</code></td>'
-        f'<td>{s["seconds"]:.0f} s</td></tr>'
+    facts = [
+        ['code', '; '.join(sorted(commits))],
+        ['device', '; '.join(sorted({r.device for r in records}))],
+        ['versions', ', '.join(f'{k} {v}' for k, v in newest.versions.items())],
+        ['seeds', ', '.join(str(seed) for seed in sorted({stage['seed'] for stage in stages}))],
+    ]
+    runs = [
+        [s['name'], str(s['seed']), s['protocol'], s['config'], f'{s["seconds"]:.0f} s' if s.get('seconds') else '']
         for s in stages
-        if s.get('seconds')
+    ]
+    tested = [
+        [r.config, str(r.seed), f'{r.metric} {r.value:.4g}', r.checkpoint_sha256[:12], r.date[:16]] for r in records
+    ]
+    columns = ['config', 'seed', 'result', 'sha256 of the weights', 'date (UTC)']
+    return (
+        '<p>Every number of the leaderboard is a mean over seeds of what <code>tools/test.py</code> says of the last '
+        f'checkpoint of a run.</p>{_commands(stages)}{page.table(["", ""], facts)}'
+        f'<h3>Runs</h3>{page.table(["stage", "seed", "protocol", "config", "time"], runs, codes=["config"])}'
+        f'<h3>Evaluations</h3>{page.table(columns, tested, codes=["config", columns[3]])}'
     )
-    head = '<tr><th>stage</th><th>seed</th><th>config</th><th>time</th></tr>'
-    return f'<table>{facts_html}</table><h3>Runs</h3><table>{head}{runs}</table>'
+
+
+def _commands(stages: list[dict]) -> str:
+    """How to train and test each stage of the first seed by hand."""
+    lines = []
+    for stage in stages:
+        if stage['seed'] != stages[0]['seed'] or 'load_from' not in stage:
+            continue
+        changes = ''.join(f' {k}={v}' for k, v in (stage.get('options') or {}).items())
+        changes = f' --cfg-options{changes}' if changes else ''
+        start = f' --load-from {stage["load_from"]}' if stage['load_from'] else ''
+        place = f' --work-dir {stage["work_dir"]}'
+        lines.append(f'python tools/train.py {stage["config"]} --seed {stage["seed"]}{place}{start}{changes}')
+        lines.append(f'python tools/test.py {stage["config"]} {stage["checkpoint"]}{changes}')
+    return f'<pre><code>{html.escape(chr(10).join(lines))}</code></pre>' if lines else ''
 
 
 def build(title: str, note: str, found: list[Row], sections: list[str], out: str | Path) -> Path:
     """Write the page: title, result, tables, then the sections as they are."""
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(title)}</h1>
+    body = f"""<h1>{html.escape(title)}</h1>
 <p class="result">{html.escape(headline(found))}</p>
 <p class="note">{html.escape(note)}</p>
 <h2>Leaderboard</h2>
+<p class="note">± is the sample standard deviation over seeds; differences are paired by seed.</p>
 {as_html(found)}
-{''.join(sections)}
-</body></html>
-"""
+{''.join(sections)}"""
     out = Path(out)
-    out.write_text(page)
+    out.write_text(page.whole(title, body))
     return out
 
 
 def demo_report(root: str | Path, out: str | Path) -> Path:
-    """Leaderboard files and page of a suite's root; prints the table and the result."""
+    """Leaderboard files and page of a suite's root; prints the table and the result.
+
+    Raises FileNotFoundError without suite.json, RecordError without a record.
+    """
     root = Path(root)
+    if not (root / 'suite.json').is_file():
+        raise FileNotFoundError(f'{root}: holds no suite.json; make one with: python tools/benchmark.py SUITE')
     index = json.loads((root / 'suite.json').read_text())
     stages = [stage for stage in index['stages'] if stage['checkpoint']]
-    found = rows(read_all(root / 'results'))
+    found = from_folder(root)
     write_all(found, root)
     first = {stage['name']: stage for stage in reversed(stages)}  # the first seed's
-    segmentors = {s['protocol']: s for s in first.values() if s['kind'] == 'segmentation'}
     kinds = {s['kind']: s for s in first.values()}
-    sections = [_section('Training curves', lambda: _curves(stages))]
-    if 'pretrain' in kinds:
-        sections.append(_section('What is behind the mask', lambda: _reconstructions(kinds['pretrain'])))
-        sections.append(_section('Attention', lambda: _attention(kinds['pretrain'])))
-    if segmentors:
-        ordered = dict(sorted(segmentors.items(), key=lambda item: item[0] == BASELINE))
-        sections.append(_section('Segmentation', lambda: _segmentations(ordered)))
-    sections.append(_section('How these numbers were made', lambda: _provenance(found, stages)))
-    sections.append(_section('Photographs', _credits))
+    segmentors = {s['protocol']: s for s in first.values() if s['kind'] == 'segmentation'}
+    segmentors = dict(sorted(segmentors.items(), key=lambda item: item[0] == BASELINE))
+    pretrain = kinds.get('pretrain')
+    unfinished = [f'{s["name"]} (seed {s["seed"]})' for s in index['stages'] if not s['checkpoint']]
+    note = index.get('note', '') + (f' Not finished: {", ".join(unfinished)}.' if unfinished else '')
+    sections = [
+        _section('Training curves', lambda: _curves(stages)),
+        _section('What is behind the mask', lambda: _reconstructions(pretrain) if pretrain else _missing('pretrain')),
+        _section('Attention', lambda: _attention(pretrain) if pretrain else _missing('pretrain')),
+        _section('Segmentation', lambda: _segmentations(segmentors) if segmentors else _missing('segmentation')),
+        _section('How these numbers were made', lambda: _provenance(found, stages)),
+        _section('Photographs', _credits),
+    ]
     print('\n' + as_text(found))
     print('\n' + headline(found))
-    return build(index['title'], index['note'], found, sections, out)
+    return build(index['title'], note, found, sections, out)
