@@ -37,8 +37,8 @@ default_scope = '{scope}'
 @pytest.mark.parametrize(
     ('scope', 'base', 'kind'),
     [
-        ('mmpretrain', 'classification/beit-mini-p8_ft_1xb64-300_embedded-64.py', 'ImageClassifier'),
-        ('mmseg', 'segmentation/beit-mini-p8_upernet_1xb32-300_embedded-64.py', 'EncoderDecoder'),
+        ('mmpretrain', 'classification/beit-mini-p8_ft_1xb64-100_embedded-64.py', 'ImageClassifier'),
+        ('mmseg', 'segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py', 'EncoderDecoder'),
     ],
 )
 def test_a_leaf_inherits_by_package_and_builds(tmp_path, scope, base, kind):

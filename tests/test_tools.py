@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CLASSIFY = 'configs/classification/beit-mini-p8_ft_1xb64-300_embedded-64.py'
+CLASSIFY = 'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'
 
 
 def call(*args, **env):

@@ -25,19 +25,19 @@ def _fast(iterations):
     }
 
 
-_classify = 'configs/classification/beit-mini-p8_{}_1xb64-300_embedded-64.py'
-_segment = 'configs/segmentation/beit-mini-p8_{}_1xb32-300_embedded-64.py'
+_classify = 'configs/classification/beit-mini-p8_{}_1xb64-100_embedded-64.py'
+_segment = 'configs/segmentation/beit-mini-p8_{}_1xb32-150_embedded-64.py'
 stages = [
     dict(
         name='tokenizer',
         kind='tokenizer',
-        config='configs/tokenizer/dvae-512_1xb64-400_embedded-32.py',
+        config='configs/tokenizer/dvae-512_1xb64-300_embedded-32.py',
         fast=_fast(40),
     ),
     dict(
         name='pretrain',
         kind='pretrain',
-        config='configs/pretrain/beit-mini-p8_dvae_1xb96-1200_embedded-64.py',
+        config='configs/pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py',
         options={'model.target.checkpoint': '{tokenizer}'},
         fast=_fast(40),
     ),

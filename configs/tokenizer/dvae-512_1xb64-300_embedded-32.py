@@ -1,6 +1,6 @@
 """The miniature's discrete VAE: 512 codes for cells of 4 x 4 grey pixels, on embedded data. Ours, no paper row.
 
-    python tools/train.py configs/tokenizer/dvae-512_1xb64-400_embedded-32.py
+    python tools/train.py configs/tokenizer/dvae-512_1xb64-300_embedded-32.py
 
 Differs from the paper's tokenizer (DALL-E's: 8,192 codes, 8 x 8 RGB pixels, 3 million updates) in size, and in
 that the codes start from k-means and are kept balanced.
@@ -8,7 +8,7 @@ that the codes start from k-means and are kept balanced.
 
 _base_ = ['../_base_/runtime.py', '../_base_/datasets/embedded_tokenizer.py']
 
-iterations = 400
+iterations = 300
 model = dict(
     type='beit_mm.DiscreteVAE',
     vocab_size=512,
@@ -17,9 +17,9 @@ model = dict(
     hidden_dims=48,
     code_dims=48,
     num_res_blocks=1,
-    temperature=(1.0, 1 / 16, 320),
-    kl_weight=(0.0, 0.002, 200),
-    balance_weight=0.05,
+    temperature=(1.0, 1 / 16, 240),
+    kl_weight=(0.0, 0.0005, 200),
+    balance_weight=0.01,
     reconstruction='mse',
     reconstruction_weight=40.0,
     data_preprocessor=dict(type='beit_mm.MIMDataPreprocessor', mean=[127.5], std=[50.0]),
@@ -31,6 +31,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-3, by_epoch=False, begin=30, end=iterations),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=200)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=100)
 
 custom_hooks = [dict(type='beit_mm.CodebookInitHook', num_images=512)]

@@ -1,12 +1,12 @@
 """Miniature BEiT on k-means tokens: the baseline target that the discrete VAE is compared with. Ours, no paper row.
 
     python tools/train.py configs/tokenizer/kmeans-512_1xb64-20_embedded-32.py
-    python tools/train.py configs/pretrain/beit-mini-p8_kmeans_1xb96-1200_embedded-64.py
+    python tools/train.py configs/pretrain/beit-mini-p8_kmeans_1xb48-1500_embedded-64.py
 
 Differs from beit-mini-p8_dvae in the target alone.
 """
 
-_base_ = ['./beit-mini-p8_dvae_1xb96-1200_embedded-64.py']
+_base_ = ['./beit-mini-p8_dvae_1xb48-1500_embedded-64.py']
 
 tokenizer_checkpoint = 'work_dirs/kmeans-512_1xb64-20_embedded-32/iter_20.pth'
 model = dict(

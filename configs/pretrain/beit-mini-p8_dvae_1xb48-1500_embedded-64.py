@@ -1,7 +1,7 @@
 """Miniature BEiT: masked image modeling on the tokens of our own discrete VAE, on embedded data. No paper row.
 
-    python tools/train.py configs/tokenizer/dvae-512_1xb64-400_embedded-32.py
-    python tools/train.py configs/pretrain/beit-mini-p8_dvae_1xb96-1200_embedded-64.py
+    python tools/train.py configs/tokenizer/dvae-512_1xb64-300_embedded-32.py
+    python tools/train.py configs/pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py
 
 `tokenizer_checkpoint` is where the first command leaves its weights. Recipe: Table 12 in small (AdamW, gradient
 clip 3.0, weight decay 0.05, per-iteration cosine), without drop path.
@@ -9,7 +9,7 @@ clip 3.0, weight decay 0.05, per-iteration cosine), without drop path.
 
 _base_ = ['../_base_/runtime.py', '../_base_/datasets/embedded_mim.py', '../_base_/models/beit_mini_mim.py']
 
-tokenizer_checkpoint = 'work_dirs/dvae-512_1xb64-400_embedded-32/iter_400.pth'
+tokenizer_checkpoint = 'work_dirs/dvae-512_1xb64-300_embedded-32/iter_300.pth'
 model = dict(
     target=dict(
         type='beit_mm.TokenTarget',
@@ -28,11 +28,11 @@ model = dict(
 optim_wrapper = dict(
     type='OptimWrapper',
     constructor='beit_mm.LayerDecayOptimWrapperConstructor',
-    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
+    optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=3.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-8, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=False, begin=100, end=1200),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=False, begin=100, end=1500),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1200, val_interval=600)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1500, val_interval=500)

@@ -1,7 +1,7 @@
 """Fine-tune the miniature BEiT with UPerNet to segment embedded scenes, on 256 labelled images.
 
-    python tools/train.py configs/segmentation/beit-mini-p8_upernet_1xb32-300_embedded-64.py \
-        --load-from work_dirs/beit-mini-p8_dvae_1xb96-1200_embedded-64/iter_1200.pth
+    python tools/train.py configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py \
+        --load-from work_dirs/beit-mini-p8_dvae_1xb48-1500_embedded-64/iter_1500.pth
 
 Ours, no paper row; recipe: the official UPerNet's in small (AdamW, layer decay, linear decay to 0, drop path 0.1).
 """
@@ -14,10 +14,10 @@ optim_wrapper = dict(
     type='OptimWrapper',
     constructor='beit_mm.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.75),
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
+    optimizer=dict(type='AdamW', lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-8, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=30, end=300),
+    dict(type='LinearLR', start_factor=1e-8, by_epoch=False, begin=0, end=15),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=15, end=150),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=300, val_interval=300)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=150, val_interval=50)
