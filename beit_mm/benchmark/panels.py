@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image, ImageDraw, ImageFont
 
-from ..checkpoints.load import read, state_dict_of
+from ..checkpoints.load import CheckpointError, read, state_dict_of
 from ..data import embedded
 from ..engine.configs import load_config
 from ..ops.pixels import unpatchify
@@ -21,8 +21,8 @@ GAP, FONT, LEADING = 6, 14, 18  # pixels: between tiles, of letters, of lines
 HIDDEN = 0.75  # grey of a masked patch
 
 
-def load_model(config: Config, checkpoint: str | Path) -> BaseModel:
-    """Build a config's model, load the checkpoint (every key must fit) and switch to eval."""
+def build_model(config: Config) -> BaseModel:
+    """A config's model with its initial weights, in eval mode, built in the config's own scope."""
     scope = config.get('default_scope', 'mmengine')
     if scope == 'mmseg':
         import mmseg.models  # noqa: F401
@@ -30,9 +30,19 @@ def load_model(config: Config, checkpoint: str | Path) -> BaseModel:
         cfg = dict(config.model)
         if config.get('data_preprocessor') is not None:
             cfg.setdefault('data_preprocessor', config.data_preprocessor)
-        model = MODELS.build(cfg)
-    model.load_state_dict(state_dict_of(read(checkpoint, map_location='cpu')))
-    return model.eval()
+        return MODELS.build(cfg).eval()
+
+
+def load_model(config: Config, checkpoint: str | Path) -> BaseModel:
+    """`build_model` with the weights of a checkpoint, every key of which must fit. Raises CheckpointError."""
+    model = build_model(config)
+    weights = state_dict_of(read(checkpoint, map_location='cpu'))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError(f'{checkpoint}: does not fit the model of this config: {" ".join(first)}') from error
+    return model
 
 
 def load_stage(stage: dict) -> tuple[Config, BaseModel]:

@@ -17,13 +17,14 @@ METRIC_NAMES = {'accuracy/top1': 'top-1 accuracy, %', 'mIoU': 'mIoU, %'}
 def headline(found: list[Row]) -> str:
     """One sentence per task: pre-training against from scratch, with the spread and whether it exceeds it."""
     sentences = []
-    for row in found:
-        if row.delta is None:
-            continue
+    compared = [row for row in found if row.delta is not None]
+    for row in compared:
         mean, spread, count = row.delta
         base = row.mean - mean
         name = METRIC_NAMES.get(row.metric, row.metric).split(',')[0]
-        text = f'{name}: {row.mean:.1f} % after pre-training, {base:.1f} % from scratch'
+        several = sum((r.task, r.dataset) == (row.task, row.dataset) for r in compared) > 1
+        how = f'{row.protocol} from {row.start}' if several else 'after pre-training'
+        text = f'{name}: {row.mean:.1f} % {how}, {base:.1f} % from scratch'
         if count == 1:
             text += f' ({mean:+.1f}, one seed: no spread)'
         else:
