@@ -1,0 +1,221 @@
+"""The page of a suite: its numbers, its pictures pixel by pixel, and that it needs nothing from outside."""
+
+import base64
+import contextlib
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_leaderboard import DVAE, record
+
+from beit_mm.benchmark import panels, report
+from beit_mm.benchmark.leaderboard import BASELINE, rows
+from beit_mm.benchmark.records import RecordError, write
+from beit_mm.checkpoints.load import CheckpointError
+from beit_mm.data import embedded
+from beit_mm.engine.configs import load_config
+
+TINY = {
+    'model.backbone.arch': dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=96),
+    'test_dataloader.dataset.length': 8,
+}
+ROOT = Path(__file__).parents[1]
+MIM, PIXELS, SEGMENT, SCRATCH = (
+    str(next(ROOT.glob(f'configs/{name}_*.py')))
+    for name in (
+        'pretrain/beit-mini-p8_dvae',
+        'pretrain/beit-mini-p8_pixels',
+        'segmentation/beit-mini-p8_upernet',
+        'segmentation/beit-mini-p8_upernet-scratch',
+    )
+)
+OPTIONS = {'tokens': {**TINY, 'model.target.checkpoint': None}, 'pixels': TINY, 'segmentation': TINY}
+LEFT = panels.GAP  # of the first tile
+STEP, SCALE = 64 * 3 + panels.GAP, 3
+
+
+def tile(png: np.ndarray, row: int, column: int) -> np.ndarray:
+    """A picture of a sheet at its own size: (64, 64, 3)."""
+    rows_of_tiles = png.shape[0] // STEP
+    top = png.shape[0] - rows_of_tiles * STEP + row * STEP
+    left = LEFT + column * STEP
+    return png[top : top + 64 * SCALE : SCALE, left : left + 64 * SCALE : SCALE]
+
+
+def opened(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert('RGB'))
+
+
+@pytest.fixture(scope='module')
+def mim():
+    config = load_config(MIM, OPTIONS['tokens'])
+    return config, panels.build_model(config)
+
+
+def test_reconstructions(mim):
+    config, model = mim
+    png = opened(panels.reconstruction_panel(config, model, [2, 5]))
+    assert png.shape[1] == LEFT + 4 * STEP
+    for row, index in enumerate((2, 5)):
+        sample = panels.test_samples(config, [index])[0]
+        image = embedded.scene(0, 'val', index, 64, grey=True).image[..., 0]
+        mask = sample['mask'].numpy().repeat(8, 0).repeat(8, 1)
+        np.testing.assert_array_equal(tile(png, row, 0)[..., 0], image)
+        np.testing.assert_array_equal(tile(png, row, 1)[..., 0], np.where(mask, round(panels.HIDDEN * 255), image))
+        data = model.data_preprocessor({'tokens_view': sample['tokens_view'][None]})
+        tokens = model.target.tokenizer.tokens(data['tokens_view'])
+        painted = panels.as_picture(model.target.tokenizer.decode(tokens)[0].detach(), 64)
+        assert np.abs(tile(png, row, 3)[..., 0].astype(int) - painted).max() <= 1
+
+
+def test_reconstructions_of_pixel_targets():
+    """The visible patches of `predicted pixels` are the image's own; the hidden ones are not."""
+    config = load_config(PIXELS, OPTIONS['pixels'])
+    png = opened(panels.reconstruction_panel(config, panels.build_model(config), [0]))
+    hidden = panels.test_samples(config, [0])[0]['mask'].numpy().repeat(8, 0).repeat(8, 1)
+    image, predicted = tile(png, 0, 0).astype(int), tile(png, 0, 2).astype(int)
+    assert np.abs(image - predicted)[~hidden].max() <= 1
+    assert np.abs(image - predicted)[hidden].mean() > 10
+    np.testing.assert_array_equal(tile(png, 0, 3), tile(png, 0, 0))
+
+
+def test_segmentations():
+    config = load_config(SEGMENT, OPTIONS['segmentation'])
+    png = opened(panels.segmentation_panel({'fine-tune': (config, panels.build_model(config))}, [3]))
+    assert png.shape[1] == LEFT + 3 * STEP
+    scene = embedded.scene(0, 'val', 3, 64, grey=True)
+    np.testing.assert_array_equal(tile(png, 0, 0), scene.image.repeat(3, axis=2))
+    palette = np.array(embedded.PALETTE)
+    over = (0.45 * scene.image + 0.55 * palette[scene.mask]).astype(np.uint8)
+    np.testing.assert_array_equal(tile(png, 0, 1), over)
+
+
+def test_untrained_attention_scores_like_chance(mim):
+    config, model = mim
+    _, numbers = panels.attention_panel(config, model, [0], judged=50)
+    assert 0 < numbers['attended'] <= numbers['everywhere'] < 1
+    assert numbers['attended'] == pytest.approx(numbers['shuffled'], abs=0.15)  # untrained: nothing to see
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(mim, tmp_path):
+    config, model = mim
+    weights = model.state_dict()
+    weights.pop('backbone.cls_token')
+    torch.save(dict(state_dict=weights), tmp_path / 'cut.pth')
+    with pytest.raises(CheckpointError, match=r'cut\.pth: does not fit .* "backbone\.cls_token"'):
+        panels.load_model(config, tmp_path / 'cut.pth')
+
+
+def test_headline_says_whether_the_difference_exceeds_the_spread():
+    scratch = [record(v, BASELINE, seed) for seed, v in enumerate((50.0, 52.0))]
+    better = rows([*scratch, record(54.0, seed=0), record(58.0, seed=1)])
+    assert report.headline(better) == (
+        'mIoU: 56.0 % after pre-training, 51.0 % from scratch (+5.0 ± 1.4 over 2 seeds: more than the spread).'
+    )
+    unclear = rows([*scratch, record(49.0, seed=0), record(56.0, seed=1)])
+    assert '+1.5 ± 3.5 over 2 seeds: not more than the spread' in report.headline(unclear)
+    assert '(+4.0, one seed: no spread)' in report.headline(rows([scratch[0], record(54.0)]))
+    assert report.headline(rows(scratch)) == 'No pair of runs to compare yet.'
+
+
+@pytest.fixture(scope='module')
+def suite(tmp_path_factory):
+    """A suite of untrained models whose tokenizer stage did not finish."""
+    root = tmp_path_factory.mktemp('suite')
+    stages = [dict(name='tokenizer', kind='tokenizer', protocol='tokenizer', config='x.py', checkpoint=None)]
+    for name, kind, protocol, config in (
+        ('pretrain', 'pretrain', 'pretrain', MIM),
+        ('segment', 'segmentation', 'fine-tune', SEGMENT),
+        ('segment-scratch', 'segmentation', BASELINE, SCRATCH),
+    ):
+        options = OPTIONS['tokens' if kind == 'pretrain' else kind]
+        work_dir = root / 'seed0' / name
+        (work_dir / '20260101_000000' / 'vis_data').mkdir(parents=True)
+        lines = [{'loss': 5.5, 'iter': 50, 'step': 50}, {'loss': 5.0, 'iter': 100, 'step': 100}]
+        (work_dir / '20260101_000000' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+        model = panels.build_model(load_config(config, options))
+        torch.save(dict(state_dict=model.state_dict()), work_dir / 'iter_2.pth')
+        stages.append(
+            dict(
+                name=name,
+                kind=kind,
+                protocol=protocol,
+                config=config,
+                options=options,
+                checkpoint=str(work_dir / 'iter_2.pth'),
+                seconds=12.0,
+            )
+        )
+    stages = [dict(seed=0, work_dir=str(root / 'seed0' / s['name']), **s) for s in stages]
+    content = dict(title='A suite & its page', note='Embedded data.', stages=stages)
+    (root / 'suite.json').write_text(json.dumps(content))
+    for one in (record(54.5, stages=[DVAE]), record(50.25, BASELINE)):
+        write(dataclasses.replace(one, versions={'torch': '2.13.0'}), root / 'results')
+    return root
+
+
+@pytest.fixture(scope='module')
+def page(suite) -> tuple[str, str]:
+    """The page's text, and what was printed while it was made."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        path = report.demo_report(suite, suite / 'report.html')
+    return path.read_text(), printed.getvalue()
+
+
+def test_page(suite, page):
+    text, printed = page
+    assert 'mIoU: 54.5 % after pre-training, 50.2 % from scratch (+4.2, one seed: no spread)' in text
+    assert '+4.2 (1 seed)' in text
+    assert '+4.2 (1 seed)' in printed
+    assert 'A suite &amp; its page' in text
+    assert 'Not finished: tokenizer (seed 0).' in text
+    assert 'could not be made' not in text
+    for photograph in embedded.PHOTOGRAPHS:
+        assert photograph.sha256[:16] in text
+        assert photograph.credit in text
+    for name in (*embedded.CLASSES, 'torch 2.13.0', 'commit abc', MIM, 'd' * 12):
+        assert name in text
+    pictures = [base64.b64decode(data) for data in re.findall(r'data:image/png;base64,([\w+/=]+)', text)]
+    assert [opened(p).shape[1] for p in pictures] == [
+        LEFT + 4 * STEP,
+        LEFT + 5 * (64 * 2 + panels.GAP),
+        LEFT + 4 * STEP,
+    ]
+    assert text.count('<svg') == 1
+    assert (suite / 'leaderboard.md').is_file()
+
+
+def test_page_needs_nothing_from_outside(page):
+    text = re.sub(r'data:image/png;base64,[\w+/=]+', '', page[0])
+    assert not re.search(r'(?:src|href)="(?!#|")', text)
+    assert set(re.findall(r'https?://[^\s"<]+', text)) <= {'http://www.w3.org/2000/svg', 'http://www.w3.org/1999/xlink'}
+    assert '@import' not in text
+    assert '<script' not in text
+    assert 'prefers-color-scheme: dark' in text
+
+
+def test_a_broken_part_costs_a_note_and_not_the_page(suite):
+    index = json.loads((suite / 'suite.json').read_text())
+    index['stages'] = [s for s in index['stages'] if s['kind'] != 'segmentation']
+    index['stages'][1]['checkpoint'] = str(suite / 'gone.pth')
+    (suite / 'broken').mkdir()
+    (suite / 'broken' / 'suite.json').write_text(json.dumps(index))
+    (suite / 'broken' / 'results').symlink_to(suite / 'results')
+    text = report.demo_report(suite / 'broken', suite / 'broken' / 'report.html').read_text()
+    assert text.count('This part could not be made: CheckpointError') == 2  # reconstructions, attention
+    assert 'no finished stage of kind segmentation' in text
+    assert '+4.2 (1 seed)' in text
+
+
+def test_a_folder_without_a_suite(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'tools/benchmark\.py'):
+        report.demo_report(tmp_path, tmp_path / 'report.html')
+    (tmp_path / 'suite.json').write_text('{"title": "t", "stages": []}')
+    with pytest.raises(RecordError, match=r'tools/test\.py'):
+        report.demo_report(tmp_path, tmp_path / 'report.html')
