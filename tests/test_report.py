@@ -112,6 +112,17 @@ def test_a_checkpoint_that_does_not_fit_is_refused(mim, tmp_path):
         panels.load_model(config, tmp_path / 'cut.pth')
 
 
+def test_a_stage_is_built_from_the_config_that_it_ran_with(mim, tmp_path):
+    """Of the copy in its work_dir, although the config has been changed or is gone since."""
+    config, model = mim
+    config.dump(tmp_path / 'gone.py')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'iter_2.pth')
+    stage = dict(config='configs/pretrain/gone.py', work_dir=str(tmp_path), checkpoint=str(tmp_path / 'iter_2.pth'))
+    _, again = panels.load_stage(stage)
+    assert torch.equal(again.backbone.pos_embed, model.backbone.pos_embed)
+    assert again.backbone.arch_settings['feedforward_channels'] == 96  # the option's; the config says 384
+
+
 def test_headline_says_whether_the_difference_exceeds_the_spread():
     scratch = [record(v, BASELINE, seed) for seed, v in enumerate((50.0, 52.0))]
     better = rows([*scratch, record(54.0, seed=0), record(58.0, seed=1)])

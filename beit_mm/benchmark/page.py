@@ -8,7 +8,7 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1f2937; --paper: #fff; --line: #d1d5db; --soft: #f3f4f6; --dim: #6b7280; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e5e7eb; --paper: #111827; --line: #374151; --soft: #1f2937; --dim: #9ca3af; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin-bottom: .3rem; }
@@ -17,7 +17,7 @@ th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px so
 th { white-space: nowrap; } td code { white-space: nowrap; }
 .result { font-size: 1.15rem; background: var(--soft); padding: .8rem 1rem; border-radius: .4rem; }
 .note { color: var(--dim); font-size: .9rem; } figure { margin: 1rem 0; overflow-x: auto; }
-figure svg, figure img { max-width: 100%; height: auto; } figure svg { color: var(--ink); }
+figure svg, figure img { max-width: 100%; height: auto; } figure svg { color: var(--ink); width: 100%; }
 figure img { background: #fff; border-radius: .3rem; }
 .legend span { display: inline-block; margin-right: .9rem; white-space: nowrap; }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; }

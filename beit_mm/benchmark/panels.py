@@ -46,8 +46,12 @@ def load_model(config: Config, checkpoint: str | Path) -> BaseModel:
 
 
 def load_stage(stage: dict) -> tuple[Config, BaseModel]:
-    """Config (with the tokenizer's checkpoint that it was run with) and model of a finished stage of a suite."""
-    config = load_config(stage['config'], stage.get('options'))
+    """Config and model of a finished stage of a suite, from the config that the run left in its work_dir.
+
+    Without that copy: the config as it is now, with the options that the stage was run with.
+    """
+    own = Path(stage['work_dir']) / Path(stage['config']).name
+    config = load_config(own) if own.is_file() else load_config(stage['config'], stage.get('options'))
     return config, load_model(config, stage['checkpoint'])
 
 
