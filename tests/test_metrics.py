@@ -48,10 +48,11 @@ def test_a_class_out_of_range_is_named():
 
 def test_tokenizer_metric():
     metric = TokenizerMetric()
+    painters = dict(cell_mean_error=0.2, image_mean_error=0.4, vocab_size=8)
     metric.results = [
-        dict(tokens=torch.tensor([[0, 1]]), vocab_size=8, reconstruction_error=0.1, cell_mean_error=0.2, image_mean_error=0.4),
-        dict(tokens=torch.tensor([[2, 3]]), vocab_size=8, reconstruction_error=0.3, cell_mean_error=0.2, image_mean_error=0.4),
-    ]  # fmt: skip
+        dict(tokens=torch.tensor([[0, 1]]), reconstruction_error=0.1, **painters),
+        dict(tokens=torch.tensor([[2, 3]]), reconstruction_error=0.3, **painters),
+    ]
     scores = metric.evaluate(2)
     assert scores['perplexity'] == pytest.approx(4.0)
     assert scores['codes_used'] == 4

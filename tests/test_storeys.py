@@ -5,7 +5,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / 'beit_mm'
 STOREYS = {
-    '__init__': 0, 'compat': 0, 'registry': 0, 'ops': 1, 'checkpoints': 1, 'models': 2, 'data': 4, 'engine': 4, 'benchmark': 5,
+    '__init__': 0, 'compat': 0, 'registry': 0, 'ops': 1, 'checkpoints': 1, 'models': 2, 'data': 4, 'engine': 4,
+    'benchmark': 5,
     'models.targets': 3, 'models.heads': 3, 'models.pretrain': 3, 'models.pyramid': 3, 'models.__init__': 3,
 }  # fmt: skip
 

@@ -174,6 +174,7 @@ def _write_index(path: str | Path, stages: list[Stage], root_dir: Path, fast: bo
                 seed=stage.seed,
                 config=stage.config,
                 options=_options_of(stage) if done else {},
+                load_from=_checkpoint_of(stage, stage.start) if stage.start and done else None,
                 work_dir=str(stage.work_dir),
                 checkpoint=str(stage.work_dir / done['checkpoint']) if done else None,
                 seconds=done.get('seconds'),

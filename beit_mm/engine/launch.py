@@ -195,8 +195,8 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
         except Exception as error:
             with contextlib.suppress(BrokenPipeError):
                 place = _write_traceback(traceback.format_exc())
-                known = isinstance(error, (ConfigError, CheckpointError, PermissionError, FileNotFoundError))
-                kind = '' if known else f'{type(error).__name__}: '
+                ours = type(error).__module__.startswith('beit_mm')
+                kind = '' if ours or isinstance(error, OSError) else f'{type(error).__name__}: '
                 message = '\n'.join(str(error).strip().splitlines()[:10])
                 print(f'\nerror: {kind}{message}\n(the traceback is in {place})', file=sys.stderr)
             sys.stdout.flush()

@@ -8,7 +8,6 @@ train_dataloader = dict(
     dataset=dict(
         type='beit_mm.EmbeddedScenes',
         split='pool',
-        mosaic=True,
         length=5000,
         size=80,
         grey=True,

@@ -1,0 +1,81 @@
+"""benchmark/suite.py: stages chain, what is finished is not run again, what was cut off goes on."""
+
+import json
+
+import pytest
+
+from beit_mm.benchmark.records import read_all
+from beit_mm.benchmark.suite import plan, run_suite
+from beit_mm.engine.configs import ConfigError
+
+SUITE = """
+title = 'tiny'
+note = 'a test'
+root = 'unused'
+tiny = {{
+    'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 1,
+    'train_dataloader.dataset.length': 60, 'train_dataloader.batch_size': 4, 'val_dataloader.dataset.length': 4,
+    'test_dataloader.dataset.length': 4,
+}}
+stages = [
+    dict(name='tokenizer', kind='tokenizer', options=tiny,
+         config='configs/tokenizer/dvae-512_1xb64-300_embedded-32.py'),
+    dict(name='pretrain', kind='pretrain', config='configs/pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py',
+         options={{**tiny, 'model.target.checkpoint': '{{tokenizer}}'}}),
+    dict(name='classify', kind='classification', {start}
+         config='configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py', options=tiny),
+]
+"""
+
+
+def write(tmp_path, start="start='pretrain',"):
+    path = tmp_path / 'suite.py'
+    path.write_text(SUITE.format(start=start))
+    return path
+
+
+def test_runs_chains_and_goes_on(tmp_path, capfd):
+    suite, root = write(tmp_path), tmp_path / 'root'
+    run_suite(suite, [1], root=str(root))
+    done = {p.parent.name: json.loads(p.read_text()) for p in root.glob('seed1/*/done.json')}
+    assert set(done) == {'tokenizer', 'pretrain', 'classify'}
+    records = {r.task: r for r in read_all(root / 'results')}
+    assert {r.seed for r in records.values()} == {1}
+    [start] = records['classification'].stages  # lineage: classifier <- pre-training <- tokenizer
+    assert start['checkpoint'] == done['pretrain']['checkpoint'] == 'iter_2.pth'
+    assert start['sha256'] == records['pretrain'].checkpoint_sha256
+    assert start['stages'][0]['sha256'] == records['tokenizer'].checkpoint_sha256
+    assert records['classification'].value == pytest.approx(done['classify']['value'])
+
+    log = capfd.readouterr().out
+    assert 'matched' in log
+    run_suite(suite, [1], root=str(root))
+    again = capfd.readouterr().out
+    assert '3 stages' in again
+    assert '3 of them finished' in again
+    assert 'trained in' not in again
+
+    work = root / 'seed1' / 'classify'
+    (work / 'done.json').unlink()
+    (work / 'iter_2.pth').unlink()
+    run_suite(suite, [1], root=str(root))
+    resumed = capfd.readouterr().out
+    assert 'resumed epoch: 0, iter: 1' in resumed
+    assert json.loads((work / 'done.json').read_text())['value'] == pytest.approx(done['classify']['value'], abs=100)
+
+
+def test_a_failed_stage_is_named(tmp_path):
+    suite = tmp_path / 'suite.py'
+    suite.write_text(
+        "title = note = root = 'x'\nstages = [dict(name='broken', kind='tokenizer', config='configs/nothing.py')]\n"
+    )
+    with pytest.raises(RuntimeError, match=r'\[1/1\] seed 0 broken failed with exit code 1'):
+        run_suite(suite, [0], root=str(tmp_path / 'root'))
+
+
+def test_plans_are_checked(tmp_path):
+    with pytest.raises(ConfigError, match="starts from 'nobody', which is not before it"):
+        plan(write(tmp_path, "start='nobody',"), [0])
+    stages = plan(write(tmp_path), [0, 2])
+    assert [(s.seed, s.name) for s in stages][3] == (2, 'tokenizer')
+    assert stages[2].start == 'pretrain'
