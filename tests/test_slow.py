@@ -1,0 +1,55 @@
+"""What takes long: the whole road in a few steps, and a training that is killed and goes on. `make test-slow`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PRETRAIN = 'configs/pretrain/beit-mini-p8_pixels_1xb48-1500_embedded-64.py'
+
+
+@pytest.mark.slow
+def test_the_whole_road_in_a_few_steps(tmp_path):
+    done = subprocess.run(
+        [sys.executable, 'tools/benchmark.py', 'configs/suites/miniature.py', '--fast', '--root', str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'against from scratch' in done.stdout
+    assert f'page: {tmp_path}/report.html' in done.stdout
+    page = (tmp_path / 'report.html').read_text()
+    for part in ('Training curves', 'What is behind the mask', 'Attention', 'Segmentation', 'data:image/png;base64'):
+        assert part in page
+    assert 'could not be made' not in page
+    assert 'the numbers mean nothing' in page
+    assert len(list((tmp_path / 'results').rglob('*.json'))) == 6
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on(tmp_path):
+    command = [sys.executable, 'tools/train.py', PRETRAIN, '--work-dir', str(tmp_path), '--resume']
+    command += ['--cfg-options', 'default_hooks.checkpoint.interval=1', 'train_dataloader.batch_size=4']
+    command += ['train_dataloader.dataset.length=40', 'default_hooks.logger.interval=1']
+    process = subprocess.Popen([*command, 'train_cfg.max_iters=100000'], cwd=ROOT, start_new_session=True)
+    for _ in range(600):
+        if len(list(tmp_path.glob('iter_*.pth'))) and int((tmp_path / 'last_checkpoint').read_text()[-5]) >= 3:
+            break
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    steps = sorted(int(p.stem[5:]) for p in tmp_path.glob('iter_*.pth'))
+    assert steps
+    done = subprocess.run(
+        [*command, f'train_cfg.max_iters={steps[-1] + 2}'], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert f'resumed epoch: 0, iter: {steps[-1]}' in done.stdout
+    assert (tmp_path / f'iter_{steps[-1] + 2}.pth').is_file()
