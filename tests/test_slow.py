@@ -53,3 +53,15 @@ def test_a_killed_training_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f'resumed epoch: 0, iter: {steps[-1]}' in done.stdout
     assert (tmp_path / f'iter_{steps[-1] + 2}.pth').is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_the_cpu(tmp_path):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0', '--standalone']
+    command += ['tools/train.py', PRETRAIN, '--work-dir', str(tmp_path), '--launcher', 'pytorch', '--cfg-options']
+    command += ['train_cfg.max_iters=3', 'train_dataloader.batch_size=4', 'train_dataloader.dataset.length=40']
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / 'iter_3.pth').is_file()

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -48,6 +49,11 @@ def prepare(
     config.work_dir = str(work_dir or config.get('work_dir') or Path('work_dirs') / name)
     check_writable(Path(config.work_dir))
     config.launcher = launcher
+    if launcher != 'none' and not torch.cuda.is_available():
+        # mmengine's Runner passes device_ids, which DDP refuses for modules on the CPU
+        config.setdefault(
+            'model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+        )
     config.experiment_name = config.get('experiment_name') or name
     config.setdefault('randomness', {})
     if seed is not None:
