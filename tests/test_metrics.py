@@ -66,3 +66,10 @@ def test_masked_accuracy():
     scores = metric.evaluate(1)
     assert scores['masked_accuracy'] == pytest.approx(100 / 3)
     assert scores['most_frequent'] == pytest.approx(100.0)
+
+
+def test_masked_pixels():
+    metric = MaskedAccuracy()
+    mask = torch.tensor([True, False])
+    metric.process({}, [dict(mask=mask, prediction=torch.zeros(2, 3), target=torch.tensor([[1.0, 2, 0], [9, 9, 9]]))])
+    assert metric.evaluate(1) == {'masked_pixel_error': pytest.approx(5 / 3)}

@@ -10,20 +10,21 @@ from ..checkpoints.load import read, sha256
 from ..models.backbone import ARCHITECTURES
 from .records import Record, RecordError, make
 
-MAIN_METRICS = {  # task: the metric that the leaderboard ranks by
-    'classification': 'accuracy/top1',
-    'segmentation': 'mIoU',
-    'pretrain': 'masked_accuracy',
-    'tokenizer': 'reconstruction_error',
+TASK_OF_METRIC = {  # the metric that the leaderboard ranks by: its task
+    'accuracy/top1': 'classification',
+    'mIoU': 'segmentation',
+    'masked_accuracy': 'pretrain',
+    'masked_pixel_error': 'pretrain',
+    'reconstruction_error': 'tokenizer',
 }
 
 
-def task_of(metrics: dict[str, float]) -> str:
-    """Which task these metrics belong to. Raises RecordError when to none."""
-    for task, name in MAIN_METRICS.items():
+def main_metric(metrics: dict[str, float]) -> str:
+    """Which of the metrics the leaderboard ranks by. Raises RecordError when none."""
+    for name in TASK_OF_METRIC:
         if name in metrics:
-            return task
-    raise RecordError(f'no task has the metrics {", ".join(metrics)}; known: {", ".join(MAIN_METRICS.values())}')
+            return name
+    raise RecordError(f'no task has the metrics {", ".join(metrics)}; known: {", ".join(TASK_OF_METRIC)}')
 
 
 def preset_of(backbone: dict | None) -> str:
@@ -45,13 +46,12 @@ def preset_of(backbone: dict | None) -> str:
 
 def record_of(runner: Runner, config: Config, checkpoint: str, metrics: dict[str, float], seconds: float) -> Record:
     """The record of testing `checkpoint` with `config`; seed and stages are those that the checkpoint carries."""
-    task = task_of(metrics)
-    metric = MAIN_METRICS[task]
+    metric = main_metric(metrics)
     dataset = runner.test_dataloader.dataset
     kind = config.test_dataloader.dataset.type.split('.')[-1]
     meta = read(checkpoint, map_location='cpu').get('meta', {})
     return make(
-        task=task,
+        task=TASK_OF_METRIC[metric],
         dataset=kind,
         embedded=kind.startswith('Embedded'),
         split=config.test_dataloader.dataset.get('split', 'val'),
@@ -59,7 +59,7 @@ def record_of(runner: Runner, config: Config, checkpoint: str, metrics: dict[str
         metric=metric,
         value=metrics[metric],
         metrics={k: v for k, v in metrics.items() if k not in ('data_time', 'time')},
-        protocol=config.get('protocol', task),
+        protocol=config.get('protocol', TASK_OF_METRIC[metric]),
         preset=preset_of(config.model.get('backbone')),
         seed=int(meta.get('seed') or 0),
         config=Path(config.filename).stem,

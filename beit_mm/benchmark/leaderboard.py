@@ -30,7 +30,7 @@ EXTRA = {
     'classification': ('accuracy/top5',),
     'segmentation': ('mAcc', 'aAcc'),
 }
-LOWER_IS_BETTER = {'reconstruction_error'}
+LOWER_IS_BETTER = {'reconstruction_error', 'masked_pixel_error'}
 LABELS = {  # of metrics, as the tables call them
     'reconstruction_error': 'error (MAE)',
     'cell_mean_error': 'of cell means',

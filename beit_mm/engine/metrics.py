@@ -85,7 +85,10 @@ class TokenizerMetric(BaseMetric):
 
 @METRICS.register_module()
 class MaskedAccuracy(BaseMetric):
-    """Percent of masked patches whose token is guessed right; `most_frequent` is what one constant guess gets."""
+    """Percent of masked patches whose token is guessed right; `most_frequent` is what one constant guess gets.
+
+    Where pixels are predicted: `masked_pixel_error`, the mean squared error of the masked patches.
+    """
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
@@ -94,6 +97,8 @@ class MaskedAccuracy(BaseMetric):
 
     def compute_metrics(self, results: list) -> dict:
         guess, target = (torch.cat(part) for part in zip(*results, strict=True))
+        if target.is_floating_point():
+            return dict(masked_pixel_error=float((guess - target).square().mean()))
         most_frequent = torch.bincount(target).max() / len(target)
         return dict(
             masked_accuracy=100 * float((guess == target).float().mean()), most_frequent=100 * float(most_frequent)

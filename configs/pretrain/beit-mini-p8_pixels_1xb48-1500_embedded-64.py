@@ -11,5 +11,3 @@ model = dict(
     target=dict(_delete_=True, type='beit_mm.PixelTarget', patch_size=8),
     head=dict(_delete_=True, type='beit_mm.PixelHead', embed_dims=96, num_pixels=64),
 )
-val_cfg = val_dataloader = val_evaluator = None
-test_cfg = test_dataloader = test_evaluator = None
