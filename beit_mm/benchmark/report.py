@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data import embedded
+from ..engine.launch import terse_terminal
 from . import curves, page, panels
 from .leaderboard import BASELINE, Row, as_html, as_text, from_folder, write_all
 
@@ -28,7 +29,7 @@ def headline(found: list[Row]) -> str:
         if count == 1:
             text += f' ({mean:+.1f}, one seed: no spread)'
         else:
-            verdict = 'more than' if mean > spread else 'not more than'
+            verdict = 'within' if abs(mean) <= spread else 'better by more than' if mean > 0 else 'worse by more than'
             text += f' ({mean:+.1f} ± {spread:.1f} over {count} seeds: {verdict} the spread)'
         sentences.append(text)
     return '. '.join(sentences) + '.' if sentences else 'No pair of runs to compare yet.'
@@ -179,6 +180,7 @@ def demo_report(root: str | Path, out: str | Path) -> Path:
 
     Raises FileNotFoundError without suite.json, RecordError without a record.
     """
+    terse_terminal()
     root = Path(root)
     if not (root / 'suite.json').is_file():
         raise FileNotFoundError(f'{root}: holds no suite.json; make one with: python tools/benchmark.py SUITE')
