@@ -127,7 +127,8 @@ def test_headline_says_whether_the_difference_exceeds_the_spread():
     scratch = [record(v, BASELINE, seed) for seed, v in enumerate((50.0, 52.0))]
     better = rows([*scratch, record(54.0, seed=0), record(58.0, seed=1)])
     assert report.headline(better) == (
-        'mIoU: 56.0 % after pre-training, 51.0 % from scratch (+5.0 ± 1.4 over 2 seeds: better by more than the spread).'
+        'mIoU: 56.0 % after pre-training, 51.0 % from scratch '
+        '(+5.0 ± 1.4 over 2 seeds: better by more than the spread).'
     )
     unclear = rows([*scratch, record(49.0, seed=0), record(56.0, seed=1)])
     assert '+1.5 ± 3.5 over 2 seeds: within the spread' in report.headline(unclear)

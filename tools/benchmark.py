@@ -13,9 +13,10 @@ def main() -> None:
     parser.add_argument('suite', help='path of a suite config')
     parser.add_argument('--seeds', type=int, default=1, metavar='N', help='run seeds 0..N-1 (default 1)')
     parser.add_argument('--root', help="where everything goes (default: the suite's root)")
+    parser.add_argument('--jobs', type=int, default=2, help='stages at a time, sharing the cores (default 2)')
     parser.add_argument('--fast', action='store_true', help='a few steps of everything: a check, not a result')
     args = parser.parse_args()
-    root = run_suite(args.suite, range(args.seeds), args.fast, args.root)
+    root = run_suite(args.suite, range(args.seeds), args.fast, args.root, args.jobs)
     page = demo_report(root, root / 'report.html')
     print(f'\npage: {page.resolve()}')
 

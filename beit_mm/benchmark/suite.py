@@ -15,11 +15,14 @@ below root/results and `done.json` in its work_dir, root/seed<n>/<name>.
 import dataclasses
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 
 from ..engine.checkpointing import latest_checkpoint
@@ -28,10 +31,15 @@ from ..engine.launch import check_writable, door, evaluate, run
 from .evaluation import record_of
 from .records import write
 
+SAY_EVERY = 30.0  # seconds between lines of progress when several stages run
 FIELDS = {'name', 'kind', 'config', 'start', 'options', 'fast'}
 
 
-@dataclasses.dataclass(frozen=True)
+def _is_reference(value) -> bool:
+    return isinstance(value, str) and value.startswith('{') and value.endswith('}')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
     """One training of a suite for one seed."""
 
@@ -46,6 +54,11 @@ class Stage:
     @property
     def done_file(self) -> Path:
         return self.work_dir / 'done.json'
+
+    def needs(self, stages: list['Stage']) -> list['Stage']:
+        """The stages of the same seed whose checkpoints this one reads."""
+        names = {value[1:-1] for value in self.options.values() if _is_reference(value)} | {self.start}
+        return [other for other in stages if other.seed == self.seed and other.name in names]
 
     def done(self) -> dict | None:
         """What the finished stage left, or None."""
@@ -82,33 +95,78 @@ def plan(path: str | Path, seeds: Iterable[int], fast: bool = False, root: str |
     return stages
 
 
-def run_suite(path: str | Path, seeds: Iterable[int] = (0,), fast: bool = False, root: str | None = None) -> Path:
-    """Run what is missing of a suite; returns its root. Raises RuntimeError naming the stage that failed."""
-    seeds = list(seeds)
-    stages = plan(path, seeds, fast, root)
+def run_suite(
+    path: str | Path, seeds: Iterable[int] = (0,), fast: bool = False, root: str | None = None, jobs: int = 1
+) -> Path:
+    """Run what is missing of a suite, up to `jobs` stages at a time; returns its root.
+
+    With several jobs the processor's cores are shared out, and each stage's output goes to stage.log in its
+    work_dir. Raises RuntimeError naming the stages that failed; the others are run to their end.
+    """
+    stages = plan(path, list(seeds), fast, root)
     root_dir = stages[0].work_dir.parents[1]
     check_writable(root_dir)
-    finished = sum(stage.done() is not None for stage in stages)
-    print(f'{len(stages)} stages below {root_dir}, {finished} of them finished', flush=True)
-    started = time.perf_counter()
-    for number, stage in enumerate(stages, start=1):
-        head = f'[{number}/{len(stages)}] seed {stage.seed} {stage.name}'
-        if stage.done() is None:
-            print(f'{head}: {stage.config}', flush=True)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    waiting = [stage for stage in stages if stage.done() is None]
+    print(
+        f'{len(stages)} stages below {root_dir}, {len(stages) - len(waiting)} of them finished; '
+        f'{jobs} at a time, {threads} threads each',
+        flush=True,
+    )
+    started = last_said = time.perf_counter()
+    running: dict[Stage, multiprocessing.Process] = {}
+    failed: list[str] = []
+    while waiting or running:
+        for stage in [s for s in waiting if all(n.done() for n in s.needs(stages))][: jobs - len(running)]:
+            waiting.remove(stage)
+            print(f'{_head(stage, stages)}: {stage.config}', flush=True)
             # A forked child has the imports and nothing of the stages before; no thread pool is running yet.
-            child = multiprocessing.get_context('fork').Process(target=_run_stage, args=(stage,))
-            child.start()
-            child.join()
-            if child.exitcode != 0:
-                raise RuntimeError(
-                    f'{head} failed with exit code {child.exitcode}; see {stage.work_dir}. '
-                    f'The same command goes on from there'
+            context = multiprocessing.get_context('fork')
+            running[stage] = context.Process(target=_run_stage, args=(stage, threads, jobs > 1))
+            running[stage].start()
+        if not running:
+            break  # what waits needs a stage that failed
+        multiprocessing.connection.wait([child.sentinel for child in running.values()], timeout=SAY_EVERY)
+        for stage, child in list(running.items()):
+            if child.exitcode is None:
+                continue
+            del running[stage]
+            if child.exitcode == 0:
+                done = stage.done()
+                print(
+                    f'{_head(stage, stages)}: {done["metric"]} {done["value"]:.4g} ({done["seconds"]:.0f} s)',
+                    flush=True,
                 )
-        done = stage.done()
-        print(f'{head}: {done["metric"]} {done["value"]:.4g} ({done["seconds"]:.0f} s)', flush=True)
+            else:
+                failed.append(f'{_head(stage, stages)} failed with exit code {child.exitcode}; see {stage.work_dir}')
+                print(failed[-1], *_last_lines(stage, 4), sep='\n', flush=True)
+        if jobs > 1 and time.perf_counter() - last_said >= SAY_EVERY:
+            last_said = time.perf_counter()
+            for stage in running:
+                print(f'{_head(stage, stages)}: {_progress(stage)}', flush=True)
+    if failed:
+        raise RuntimeError('\n'.join([*failed, 'The same command goes on from there']))
     _write_index(path, stages, root_dir, fast)
     print(f'all stages finished ({time.perf_counter() - started:.0f} s this time)', flush=True)
     return root_dir
+
+
+def _head(stage: Stage, stages: list[Stage]) -> str:
+    return f'[{stages.index(stage) + 1}/{len(stages)}] seed {stage.seed} {stage.name}'
+
+
+def _last_lines(stage: Stage, count: int) -> list[str]:
+    path = stage.work_dir / 'stage.log'
+    return path.read_text(errors='replace').splitlines()[-count:] if path.is_file() else []
+
+
+def _progress(stage: Stage) -> str:
+    """`Iter(train) [ 500/1500] ... eta: 0:04:10` of the last line of a stage's log that has it."""
+    for line in reversed(_last_lines(stage, 40)):
+        found = re.search(r'(Iter\(\w+\) +\[ *\d+/\d+\]).*?(eta: \S+)', line)
+        if found:
+            return f'{found[1]} {found[2]}'
+    return 'starting'
 
 
 def _checkpoint_of(stage: Stage, name: str) -> str:
@@ -119,14 +177,20 @@ def _checkpoint_of(stage: Stage, name: str) -> str:
 def _options_of(stage: Stage) -> dict:
     options = {}
     for key, value in stage.options.items():
-        if isinstance(value, str) and value.startswith('{') and value.endswith('}'):
+        if _is_reference(value):
             value = _checkpoint_of(stage, value[1:-1])
         options[key] = value
     return options
 
 
-def _run_stage(stage: Stage) -> None:
+def _run_stage(stage: Stage, threads: int, to_log: bool) -> None:
     """In a child process: train, test, record, and say that it is done."""
+    torch.set_num_threads(threads)
+    if to_log:
+        stage.work_dir.mkdir(parents=True, exist_ok=True)
+        log = os.open(stage.work_dir / 'stage.log', os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
 
     @door
     def train_and_test() -> None:

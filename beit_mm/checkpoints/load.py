@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import pickle
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
         except SafetensorError as error:
             raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if 'Unsupported' in str(error) or 'GLOBAL' in str(error) or 'global' in str(error):
             raise CheckpointError(
@@ -49,8 +48,12 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
                 f'Save it again as tensors and plain types. What torch said: {str(error).splitlines()[0]}'
             ) from error
         raise CheckpointError(f'{path}: not a checkpoint, or damaged ({str(error).splitlines()[0]})') from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise CheckpointError(f'{path}: damaged or cut off ({str(error).splitlines()[0]})') from error
+    except Exception as error:  # of any kind: flipped bytes have made torch raise eleven kinds
+        said = (str(error).splitlines() or [''])[0]
+        raise CheckpointError(f'{path}: damaged or cut off ({type(error).__name__}: {said})') from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path}: holds a {type(content).__name__}, and a checkpoint is a dict of weights')
+    return content
 
 
 def write(checkpoint: dict, filename: str | os.PathLike) -> None:
@@ -109,8 +112,9 @@ def _few(names: list[str]) -> str:
 
 TABLE, SHARED_TABLE = 'relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'
 # Of the backbone: what a pre-training checkpoint has and a fine-tuned model may lack, and the other way round.
-# Official fine-tuning with mean pooling drops the pre-trained `norm` and starts `fc_norm` (ln2) at one and zero.
-MAY_BE_DROPPED = ('mask_token', 'ln1.weight', 'ln1.bias')
+# Official fine-tuning with mean pooling drops the pre-trained `norm` and starts `fc_norm` (ln2) at one and zero;
+# a segmentor that starts from a classifier has neither.
+MAY_BE_DROPPED = ('mask_token', 'ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias')
 MAY_BE_MISSING = ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'mask_token')
 
 

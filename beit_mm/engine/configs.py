@@ -21,6 +21,9 @@ OTHER_FIELDS = frozenset({'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_un
 BUILT_ELSEWHERE = ('_cfg', '_cfgs')  # norm_cfg, act_cfg, ...: their builders take keys that the class does not
 # Keys that mmengine's builders take out before the class sees the rest
 TAKEN_BY_BUILDER = frozenset({'type', '_scope_', '_delete_', 'init_cfg', 'convert_to_iter_based', 'clip_grad'})
+TAKEN_BELOW = {'custom_hooks': 'priority', 'default_hooks': 'priority', 'policies': 'magnitude_key'}
+# {type: its argument in which `type` is a name of another library, or of a layer}
+NOT_REGISTERED_IN = {'Albu': 'transforms', 'Albumentations': 'transforms', 'LoRAModel': 'targets'}
 FIELDS_OF = {
     'optim_wrapper': {'type', 'optimizer', 'constructor', 'paramwise_cfg', 'clip_grad', 'accumulative_counts', 'dtype'},
     'train_cfg': {'type', 'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval', 'dynamic_intervals'},
@@ -98,8 +101,11 @@ def _typed(node, where: str = '') -> Iterator[tuple[str, dict]]:
     if isinstance(node, dict):
         if isinstance(node.get('type'), str):
             yield where, node
+        foreign = NOT_REGISTERED_IN.get(str(node.get('type')).rsplit('.', 1)[-1])
         for key, value in node.items():
-            if not (isinstance(key, str) and key.endswith(BUILT_ELSEWHERE) and isinstance(value, dict) and where):
+            if key != foreign and not (
+                isinstance(key, str) and key.endswith(BUILT_ELSEWHERE) and isinstance(value, dict) and where
+            ):
                 yield from _typed(value, f'{where}.{key}' if where else str(key))
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
@@ -153,7 +159,9 @@ def _check_node(node: dict, where: str, path: str | Path, scope: str) -> None:
 
 
 def _field_of(where: str, key: str) -> bool:
-    return key in FIELDS_OF.get(where.rsplit('.', 1)[-1], ())
+    """Whether `key` is taken by the place before the class sees it: a field of `train_cfg`, a hook's priority."""
+    first, last = (part.partition('[')[0] for part in (where.partition('.')[0], where.rsplit('.', 1)[-1]))
+    return key in FIELDS_OF.get(last, ()) or key in (TAKEN_BELOW.get(first), TAKEN_BELOW.get(last))
 
 
 def _arguments(found) -> set[str] | None:
@@ -175,6 +183,7 @@ def _arguments(found) -> set[str] | None:
 
 def _check_overrides(config: Config, overrides: dict, path: str | Path) -> None:
     """An override must address something that is there, or that its owner takes."""
+    scope = config.get('default_scope', 'mmengine')
     for dotted in overrides:
         node, walked = config.to_dict(), ''
         for part in dotted.split('.'):
@@ -188,18 +197,18 @@ def _check_overrides(config: Config, overrides: dict, path: str | Path) -> None:
             if not isinstance(node, dict):
                 raise ConfigError(f'--cfg-options {dotted}: {walked}={node!r} has no keys')
             if part not in node:
-                _check_new_key(node, walked, part, dotted, path)
+                _check_new_key(node, walked, part, dotted, path, scope)
                 break
             node, walked = node[part], f'{walked}.{part}' if walked else part
 
 
-def _check_new_key(node: dict, walked: str, part: str, dotted: str, path: str | Path) -> None:
+def _check_new_key(node: dict, walked: str, part: str, dotted: str, path: str | Path, scope: str) -> None:
     choices = set(node)
     if not walked:
         choices |= RUNNER_FIELDS | OTHER_FIELDS
     choices |= FIELDS_OF.get(walked.rsplit('.', 1)[-1], set())
     if isinstance(node.get('type'), str):
-        found = resolve(node['type'])
+        found = resolve(node['type'], node.get('_scope_', scope)) or resolve(node['type'])
         arguments = _arguments(found) if found is not None else None
         if arguments is None:
             return

@@ -6,39 +6,25 @@ Letters in shapes: B images, C channels, H x W pixels, Gh x Gw patches, N = Gh *
 Try it: `BEiTViT('deit-tiny')(torch.rand(1, 3, 224, 224))`.
 """
 
-import difflib
+import inspect
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
+from ..checkpoints.load import CheckpointError, fit, state_dict_of
 from ..ops.relative_position import num_offsets, relative_position_index, resize_positions, resize_table
 from ..registry import MODELS
+from .architectures import ARCHITECTURES, architecture, translate_mmseg  # noqa: F401  (read from here too)
 
-# mmpretrain's presets under mmpretrain's names; its `small` keeps its (odd) meaning.
-ARCHITECTURES = {
-    'deit-tiny': dict(embed_dims=192, num_layers=12, num_heads=3, feedforward_channels=768),
-    'deit-small': dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536),
-    'small': dict(embed_dims=768, num_layers=8, num_heads=8, feedforward_channels=2304),
-    'base': dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072),
-    'large': dict(embed_dims=1024, num_layers=24, num_heads=16, feedforward_channels=4096),
-}
-ALIASES = {
-    'deit-t': 'deit-tiny',
-    'deit-s': 'deit-small',
-    'deit-b': 'base',
-    'deit-base': 'base',
-    's': 'small',
-    'b': 'base',
-    'l': 'large',
-}
 OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
 INIT_STD = 0.02  # official modeling_finetune.py and modeling_pretrain.py
-# mmseg's spellings of mmpretrain's arguments
-MMSEG_SPELLINGS = {'init_values': 'layer_scale_init_value', 'attn_drop_rate': 'attn_drop_rate'}
 
 
 class DropPath(nn.Module):
@@ -202,12 +188,12 @@ class BEiTViT(BaseModule):
 
     arch: a preset of ARCHITECTURES, or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
         mmseg's spellings (embed_dims, num_layers, num_heads, mlp_ratio, qv_bias, init_values, ...) are
-        taken too, as keywords.
+        taken too, as keywords; the default `out_type` is then mmseg's.
     img_size: pixels, (H, W) or one number: the grid that tables and positions are made for. Any other size
         that the patch size divides works at run time; they are resized.
     out_indices: blocks whose outputs are returned, 0-based, negative from the end.
     out_type: `raw` (B, T, D), `cls_token` (B, D), `featmap` (B, D, Gh, Gw), or `avg_featmap` (B, D), the
-        mean over patches through `ln2`.
+        mean over patches through `ln2` (the default, as in mmpretrain).
     final_norm: LayerNorm `ln1` after the last block (pre-training and class-token output).
     use_abs_pos_emb, use_rel_pos_bias, use_shared_rel_pos_bias, layer_scale_init_value: True, False, False, 0
         is `beit` (the paper's main model); False, True, False, 0.1 is `beit_plus`, whose pre-training
@@ -236,7 +222,7 @@ class BEiTViT(BaseModule):
         bias: str | bool = 'qv_bias',
         norm_cfg: dict | None = None,
         final_norm: bool = False,
-        out_type: str = 'avg_featmap',
+        out_type: str | None = None,
         with_mask_token: bool = False,
         frozen_stages: int = -1,
         use_abs_pos_emb: bool = False,
@@ -250,11 +236,17 @@ class BEiTViT(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if mmseg_spellings:
-            arch, bias, layer_scale_init_value = _translate_mmseg(mmseg_spellings, arch, bias, layer_scale_init_value)
-        self.arch_settings = _architecture(arch)
+            arch, bias, layer_scale_init_value = translate_mmseg(
+                mmseg_spellings, inspect.signature(BEiTViT).parameters, arch, bias, layer_scale_init_value
+            )
+            if mmseg_spellings.get('pretrained'):  # mmseg's segmentors set it
+                self.init_cfg = dict(type='Pretrained', checkpoint=mmseg_spellings['pretrained'])
+        self.arch_settings = architecture(arch)
         self.embed_dims = dim = self.arch_settings['embed_dims']
         self.num_layers = self.arch_settings['num_layers']
         num_heads = self.arch_settings['num_heads']
+        if out_type is None:
+            out_type = 'featmap' if mmseg_spellings else 'avg_featmap'
         if out_type not in OUT_TYPES:
             raise ValueError(f'BEiTViT: out_type={out_type!r} is none of {", ".join(OUT_TYPES)}')
         if use_rel_pos_bias and use_shared_rel_pos_bias:
@@ -318,9 +310,22 @@ class BEiTViT(BaseModule):
 
     def init_weights(self) -> None:
         """Load `init_cfg`'s checkpoint if there is one; the official initialisation is done when building."""
-        if self.init_cfg:
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+            self._load_pretrained(self.init_cfg['checkpoint'], self.init_cfg.get('prefix') or '')
+        elif self.init_cfg:
             super().init_weights()
         self._is_init = True
+
+    def _load_pretrained(self, checkpoint: str, prefix: str) -> None:
+        """mmengine's `Pretrained` loads what happens to match; here all fits, or CheckpointError says why not."""
+        weights = state_dict_of(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'))
+        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+        try:
+            fitted, report = fit(weights, self.state_dict(), self.own_grid, '', self.interpolate_mode)
+        except CheckpointError as error:
+            raise CheckpointError(f'{checkpoint}, prefix {prefix!r}: {error}') from error
+        self.load_state_dict(fitted, strict=False)
+        print_log(f'{checkpoint}: {report}', logger='current', level=logging.INFO)
 
     def _freeze(self) -> None:
         for part in self._frozen_parts():
@@ -418,41 +423,6 @@ class BEiTViT(BaseModule):
         if name.startswith('layers.'):
             return int(name.split('.')[1]) + 1, num_depths
         return num_depths - 1, num_depths
-
-
-def _architecture(arch: str | dict) -> dict:
-    if isinstance(arch, str):
-        name = ALIASES.get(arch.lower(), arch.lower())
-        if name not in ARCHITECTURES:
-            near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-            hint = f'; did you mean {near[0]!r}?' if near else ''
-            raise ValueError(f'BEiTViT: arch={arch!r} is none of {", ".join(ARCHITECTURES)}{hint}')
-        return ARCHITECTURES[name]
-    wanted = set(ARCHITECTURES['base'])
-    if set(arch) != wanted:
-        raise ValueError(f'BEiTViT: a custom arch is a dict of {", ".join(sorted(wanted))}; got {", ".join(arch)}')
-    return dict(arch)
-
-
-def _translate_mmseg(given: dict, arch, bias, layer_scale):
-    """mmseg's BEiT describes its architecture by keywords; translate them, refuse what neither project knows."""
-    known = {'embed_dims', 'num_layers', 'num_heads', 'mlp_ratio', 'qv_bias', 'init_values', 'norm_eval', 'pretrained'}
-    known |= {'patch_norm', 'act_cfg', 'num_fcs'}
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, BEiTViT.__init__.__code__.co_varnames, n=1)
-            hint = f'; did you mean {near[0]!r}?' if near else ''
-            raise TypeError(f'BEiTViT: unexpected argument {name!r}{hint}')
-    settings = dict(_architecture(arch))
-    for key in ('embed_dims', 'num_layers', 'num_heads'):
-        settings[key] = given.get(key, settings[key])
-    if 'embed_dims' in given or 'mlp_ratio' in given:
-        settings['feedforward_channels'] = int(settings['embed_dims'] * given.get('mlp_ratio', 4))
-    if given.get('qv_bias') is False:
-        bias = False
-    if 'init_values' in given:
-        layer_scale = given['init_values'] or 0.0
-    return settings, bias, layer_scale
 
 
 def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:

@@ -199,7 +199,8 @@ class DiscreteVAE(Tokenizer):
 
     def relax(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         """A Gumbel-softmax sample, one-hot forward if `straight_through`."""
-        uniform = torch.rand_like(logits).clamp_(1e-9, 1 - 1e-7)
+        # In float32 whatever the logits are: bfloat16 has 256 steps in [0, 1).
+        uniform = torch.rand_like(logits, dtype=torch.float32).clamp_(1e-9, 1 - 1e-7)
         soft = ((logits - (-uniform.log()).log()) / temperature).softmax(dim=-1)
         if not self.straight_through:
             return soft

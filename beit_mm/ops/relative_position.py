@@ -6,6 +6,7 @@ RelativePositionBias, and run_class_finetuning.py (resizing).
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +22,19 @@ def num_offsets(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLASS_ROWS
 
 
-@functools.lru_cache(maxsize=64)
+def _constant(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keep what `make` returns: a plain CPU tensor even if inference mode or another default device asks first."""
+
+    @functools.lru_cache(maxsize=64)
+    @functools.wraps(make)
+    def made(*sizes) -> torch.Tensor:
+        with torch.inference_mode(False), torch.device('cpu'):
+            return make(*sizes)
+
+    return made
+
+
+@_constant
 def relative_position_index(grid: Grid) -> torch.Tensor:
     """(1 + h*w, 1 + h*w) int64: the table row for each pair (query, key); position 0 is the class token."""
     h, w = grid
@@ -54,7 +67,7 @@ def _geometric_ratio(half_src: int, half_dst: int) -> float:
     return q
 
 
-@functools.lru_cache(maxsize=64)
+@_constant
 def resize_matrix(src: int, dst: int) -> torch.Tensor:
     """(2*dst - 1, 2*src - 1) float64: resamples offsets along one axis, from `src` to `dst` patches.
 

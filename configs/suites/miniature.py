@@ -20,8 +20,8 @@ def _fast(iterations):
         'param_scheduler.1.end': iterations,
         'param_scheduler.0.end': 5,
         'param_scheduler.1.begin': 5,
-        'val_dataloader.dataset.length': 200,
-        'test_dataloader.dataset.length': 200,
+        'val_dataloader.dataset.length': 100,
+        'test_dataloader.dataset.length': 100,
     }
 
 
@@ -32,23 +32,23 @@ stages = [
         name='tokenizer',
         kind='tokenizer',
         config='configs/tokenizer/dvae-512_1xb64-300_embedded-32.py',
-        fast=_fast(40),
+        fast={**_fast(20), 'custom_hooks.0.num_images': 64},
     ),
     dict(
         name='pretrain',
         kind='pretrain',
         config='configs/pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py',
         options={'model.target.checkpoint': '{tokenizer}'},
-        fast=_fast(40),
+        fast=_fast(10),
     ),
     dict(
         name='classify',
         kind='classification',
         config=_classify.format('ft'),
         start='pretrain',
-        fast=_fast(20),
+        fast=_fast(10),
     ),
-    dict(name='classify-scratch', kind='classification', config=_classify.format('scratch'), fast=_fast(20)),
-    dict(name='segment', kind='segmentation', config=_segment.format('upernet'), start='pretrain', fast=_fast(20)),
-    dict(name='segment-scratch', kind='segmentation', config=_segment.format('upernet-scratch'), fast=_fast(20)),
+    dict(name='classify-scratch', kind='classification', config=_classify.format('scratch'), fast=_fast(10)),
+    dict(name='segment', kind='segmentation', config=_segment.format('upernet'), start='pretrain', fast=_fast(10)),
+    dict(name='segment-scratch', kind='segmentation', config=_segment.format('upernet-scratch'), fast=_fast(10)),
 ]

@@ -1,0 +1,64 @@
+"""How a BEiT is described: mmpretrain's presets, and mmseg's keywords for the same things."""
+
+import difflib
+from collections.abc import Iterable
+
+# mmpretrain's presets under mmpretrain's names; its `small` keeps its (odd) meaning.
+ARCHITECTURES = {
+    'deit-tiny': dict(embed_dims=192, num_layers=12, num_heads=3, feedforward_channels=768),
+    'deit-small': dict(embed_dims=384, num_layers=12, num_heads=6, feedforward_channels=1536),
+    'small': dict(embed_dims=768, num_layers=8, num_heads=8, feedforward_channels=2304),
+    'base': dict(embed_dims=768, num_layers=12, num_heads=12, feedforward_channels=3072),
+    'large': dict(embed_dims=1024, num_layers=24, num_heads=16, feedforward_channels=4096),
+}
+ALIASES = {
+    'deit-t': 'deit-tiny',
+    'deit-s': 'deit-small',
+    'deit-b': 'base',
+    'deit-base': 'base',
+    's': 'small',
+    'b': 'base',
+    'l': 'large',
+}
+MMSEG_TRANSLATED = ('embed_dims', 'num_layers', 'num_heads', 'mlp_ratio', 'qv_bias', 'init_values', 'pretrained')
+# Of mmseg's arguments, those that every BEiT sets to one value; `norm_eval` is about BatchNorm, which it has not.
+MMSEG_FIXED = {'patch_norm': (False,), 'num_fcs': (2,), 'act_cfg': (dict(type='GELU'),), 'norm_eval': (False, True)}
+
+
+def architecture(arch: str | dict) -> dict:
+    """embed_dims, num_layers, num_heads, feedforward_channels of a preset's name, or of a dict of just these."""
+    if isinstance(arch, str):
+        name = ALIASES.get(arch.lower(), arch.lower())
+        if name not in ARCHITECTURES:
+            near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise ValueError(f'BEiTViT: arch={arch!r} is none of {", ".join(ARCHITECTURES)}{hint}')
+        return ARCHITECTURES[name]
+    wanted = set(ARCHITECTURES['base'])
+    if set(arch) != wanted:
+        raise ValueError(f'BEiTViT: a custom arch is a dict of {", ".join(sorted(wanted))}; got {", ".join(arch)}')
+    return dict(arch)
+
+
+def translate_mmseg(given: dict, own_arguments: Iterable[str], arch: str | dict, bias: str | bool, layer_scale: float):
+    """mmseg's BEiT describes its architecture by keywords; translate them, refuse what neither project knows.
+
+    Returns (arch, bias, layer_scale).
+    """
+    for name, value in given.items():
+        if name in MMSEG_FIXED and value not in MMSEG_FIXED[name]:
+            raise ValueError(f'BEiTViT: {name}={value!r}: every BEiT has {name}={MMSEG_FIXED[name][0]!r}')
+        if name not in MMSEG_FIXED and name not in MMSEG_TRANSLATED:
+            near = difflib.get_close_matches(name, own_arguments, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            raise TypeError(f'BEiTViT: unexpected argument {name!r}{hint}')
+    settings = dict(architecture(arch))
+    for key in ('embed_dims', 'num_layers', 'num_heads'):
+        settings[key] = given.get(key, settings[key])
+    if 'embed_dims' in given or 'mlp_ratio' in given:
+        settings['feedforward_channels'] = int(settings['embed_dims'] * given.get('mlp_ratio', 4))
+    if given.get('qv_bias') is False:
+        bias = False
+    if 'init_values' in given:
+        layer_scale = given['init_values'] or 0.0
+    return settings, bias, layer_scale

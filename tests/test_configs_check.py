@@ -1,0 +1,194 @@
+"""engine/configs.py: mistakes are named with the nearest right name, and OpenMMLab's own configs pass."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from beit_mm.engine.configs import ConfigError, check_config, load_config, parse_overrides
+
+LEAF = 'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'
+SEGMENTOR = 'configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py'
+# Of mmseg's wheel; its OHEM settings stand in `models`, which nobody reads: they have no effect.
+HAS_A_MISTAKE = 'bisenetv2_fcn_4xb4-ohem-160k_cityscapes-1024x1024.py'
+# Types of these are registered only where mmdet, transformers, ... are installed
+NEED_MORE_PACKAGES = ('mask2former', 'maskformer')
+SAMPLED = 40  # stock configs of each project
+
+
+@pytest.mark.parametrize(
+    ('addition', 'parts'),
+    [
+        ('train_dataloadr = dict(batch_size=2)', ['`train_dataloadr` is read by nobody', '`train_dataloader`']),
+        ('custom_hook = []', ['`custom_hook`', '`custom_hooks`']),
+        (
+            "model = dict(backbone=dict(type='beit_mm.BEiTVit'))",
+            ["model.backbone.type='beit_mm.BEiTVit'", "did you mean 'beit_mm.BEiTViT'"],
+        ),
+        (
+            'model = dict(backbone=dict(drop_path=0.2))',
+            ["model.backbone.drop_path=0.2: beit_mm.BEiTViT has no argument 'drop_path'", "'drop_path_rate'"],
+        ),
+        (
+            "val_evaluator = dict(_delete_=True, type='Acuracy')",
+            ["val_evaluator.type='Acuracy' is not registered in scope 'mmpretrain'", "'Accuracy'"],
+        ),
+        (
+            "param_scheduler = [dict(type='CosineAnnealingLR', T_mx=3)]",
+            ["param_scheduler[0].T_mx=3: CosineAnnealingLR has no argument 'T_mx'", "did you mean 'T_max'"],
+        ),
+        (
+            "train_dataloader = dict(dataset=dict(pipeline=[dict(type='PackInput')]))",
+            ["train_dataloader.dataset.pipeline[0].type='PackInput'", "'PackInputs'"],
+        ),
+        ("custom_hooks = [dict(type='EMAHook', momentumm=1e-4)]", ['custom_hooks[0].momentumm', "'momentum'"]),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, addition, parts):
+    path = tmp_path / 'mine.py'
+    path.write_text(f"_base_ = ['{Path(LEAF).resolve()}']\n{addition}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f'{path}: ')
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('model = dict(', 'line 1: not valid Python'),
+        ("_base_ = ['nothing.py']", r'cannot be read: .*nothing\.py'),
+        ('model = dict(type=backbone)', "cannot be read: name 'backbone' is not defined"),
+        ("custom_imports = dict(imports=['no_such_module'], allow_failed_imports=False)", 'no_such_module'),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, content, message):
+    path = tmp_path / 'mine.py'
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_gets_the_nearest_names():
+    with pytest.raises(ConfigError, match='there is no such config') as caught:
+        load_config(LEAF.replace('_ft_', '_fine_'))
+    assert LEAF in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'parts'),
+    [
+        ({'optim_wraper.optimizer.lr': 1}, ['optim_wraper', 'did you mean `optim_wrapper`']),
+        ({'optim_wrapper.optimizr.lr': 1}, ['`optimizr`', 'did you mean `optim_wrapper.optimizer`']),
+        ({'train_cfg.max_iter': 3}, ['no `max_iter` in train_cfg', '`train_cfg.max_iters`']),
+        ({'model.hed.num_classes': 3}, ['no `hed` in model', '`model.head`']),
+        ({'model.backbone.drop_path': 0.2}, ['no `drop_path` in model.backbone', '`model.backbone.drop_path_rate`']),
+        ({'train_dataloader.batchsize': 2}, ['no `batchsize`', '`train_dataloader.batch_size`']),
+        ({'train_dataloader.dataset.pipeline.99.size': 2}, ['is a list of', "'99' is no index of it"]),
+        ({'randomness.sed': 2}, ['no `sed` in randomness', '`randomness.seed`']),
+        ({'model.backbone.arch.embed_dims.x': 2}, ['model.backbone.arch.embed_dims=96 has no keys']),
+        ({'model.backbone.img_size': 64, 'model.backbone.typ': 'x'}, ['`typ`', '`model.backbone.type`']),
+    ],
+)
+def test_mistakes_in_overrides(overrides, parts):
+    with pytest.raises(ConfigError, match='--cfg-options') as caught:
+        load_config(LEAF, overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_right_overrides_are_applied():
+    config = load_config(
+        LEAF,
+        {
+            'train_cfg.max_iters': 7,  # what is there
+            'model.backbone.attn_drop_rate': 0.1,  # an argument that is not
+            'optim_wrapper.clip_grad.max_norm': 3.0,
+            'train_dataloader.drop_last': True,
+            'auto_scale_lr.base_batch_size': 64,
+            'custom_hooks': [{'type': 'EMAHook', 'momentum': 1e-4, 'priority': 'NORMAL'}],
+        },
+    )
+    assert config.train_cfg.max_iters == 7
+    assert config.model.backbone.attn_drop_rate == 0.1
+    assert config.optim_wrapper.clip_grad.max_norm == 3.0
+    assert config.train_dataloader.drop_last is True
+    assert config.auto_scale_lr.base_batch_size == 64
+    assert config.custom_hooks[0].momentum == 1e-4
+
+
+def test_overrides_are_python_literals_or_text():
+    pairs = ['a.b=1e-3', 'c=[1, 2]', 'd=(64, 32)', 'e=true', 'f=None', 'g=configs/x.py', 'h=a=b', 'i=']
+    assert parse_overrides(pairs) == {
+        'a.b': 1e-3, 'c': [1, 2], 'd': (64, 32), 'e': True, 'f': None, 'g': 'configs/x.py', 'h': 'a=b', 'i': '',
+    }  # fmt: skip
+    for wrong in ('lr', '=1'):
+        with pytest.raises(ConfigError, match='write key=value'):
+            parse_overrides([wrong])
+
+
+def test_helper_variables_and_prefixes_are_fine(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        f"""_base_ = ['{Path(SEGMENTOR).resolve()}']
+crop_size = (64, 64)
+num_classes = 12
+norm = dict(type='BN')  # a helper variable with a type that no registry needs to know
+model = dict(auxiliary_head=None, decode_head=dict(norm_cfg=dict(type='BN', requires_grad=True)))
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', priority='LOW'))
+"""
+    )
+    assert load_config(path).crop_size == (64, 64)
+
+
+def stock_configs(package: str) -> list[Path]:
+    root = Path(importlib.util.find_spec(package).submodule_search_locations[0]) / '.mim' / 'configs'
+    leaves = sorted(p for p in root.rglob('*.py') if '_base_' not in p.parts)
+    return leaves[:: max(1, len(leaves) // SAMPLED)]
+
+
+@pytest.mark.parametrize('package', ['mmpretrain', 'mmseg'])
+def test_no_false_alarm_on_stock_configs(package):
+    checked = 0
+    for path in stock_configs(package):
+        if path.name == HAS_A_MISTAKE or path.parent.name in NEED_MORE_PACKAGES:
+            continue
+        text = path.read_text()
+        if 'mmdet' in text or 'with read_base()' in text:
+            continue
+        config = Config.fromfile(path)
+        if 'default_scope' not in config:
+            continue  # a model only, for mmpretrain.get_model; no Runner takes it
+        check_config(config, path.name)
+        checked += 1
+    assert checked >= 30
+
+
+def stock(package: str, pattern: str) -> Config:
+    root = Path(importlib.util.find_spec(package).submodule_search_locations[0]) / '.mim' / 'configs'
+    return Config.fromfile(next(root.rglob(pattern)))
+
+
+@pytest.mark.parametrize(
+    ('package', 'pattern'),
+    [
+        ('mmpretrain', 'simsiam_resnet50_8xb32-coslr-100e_in1k.py'),  # a hook's priority
+        ('mmpretrain', 'vit-base-p16_8xb128-coslr-50e_in1k.py'),  # RandAugment's magnitude_key
+        ('mmpretrain', 'vit-base-p16_8xb128-coslr-100e_in1k.py'),
+        ('mmpretrain', '*lora*.py'),  # targets=[dict(type='qkv')] names layers
+        ('mmpretrain', 'beit-base-p16_8xb128-coslr-100e_in1k.py'),
+        ('mmseg', 'beit-base_upernet_8xb2-160k_ade20k-640x640.py'),
+        ('mmseg', 'unet-s5-d16_deeplabv3_4xb4-40k_chase-db1-128x128.py'),
+    ],
+)
+def test_what_was_once_a_false_alarm(package, pattern):
+    config = stock(package, pattern)
+    check_config(config, pattern)
+
+
+def test_a_mistake_in_mmseg():
+    with pytest.raises(ConfigError, match='`models` is read by nobody; did you mean `model`'):
+        check_config(stock('mmseg', HAS_A_MISTAKE), HAS_A_MISTAKE)
