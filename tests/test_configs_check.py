@@ -12,9 +12,12 @@ LEAF = 'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'
 SEGMENTOR = 'configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py'
 # Of mmseg's wheel; its OHEM settings stand in `models`, which nobody reads: they have no effect.
 HAS_A_MISTAKE = 'bisenetv2_fcn_4xb4-ohem-160k_cityscapes-1024x1024.py'
-# Types of these are registered only where mmdet, transformers, ... are installed
-NEED_MORE_PACKAGES = ('mask2former', 'maskformer')
-SAMPLED = 40  # stock configs of each project
+# Folders whose types are registered only where mmdet, transformers, pycocotools, ... are installed
+NEED_MORE_PACKAGES = {
+    'mask2former', 'maskformer', 'blip', 'blip2', 'chinese_clip', 'clip', 'flamingo', 'glip', 'llava', 'minigpt4',
+    'ofa', 'otter',
+}  # fmt: skip
+SAMPLED = 24  # stock configs of each project; all 1,219 were tried once
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,10 @@ SAMPLED = 40  # stock configs of each project
             "train_dataloader = dict(dataset=dict(pipeline=[dict(type='PackInput')]))",
             ["train_dataloader.dataset.pipeline[0].type='PackInput'", "'PackInputs'"],
         ),
-        ("custom_hooks = [dict(type='EMAHook', momentumm=1e-4)]", ['custom_hooks[0].momentumm', "'momentum'"]),
+        (
+            "custom_hooks = [dict(type='beit_mm.CodebookInitHook', num_image=4)]",
+            ['custom_hooks[0].num_image=4', "did you mean 'num_images'"],
+        ),
     ],
 )
 def test_mistakes_in_a_file(tmp_path, addition, parts):
@@ -164,7 +170,7 @@ def test_no_false_alarm_on_stock_configs(package):
             continue  # a model only, for mmpretrain.get_model; no Runner takes it
         check_config(config, path.name)
         checked += 1
-    assert checked >= 30
+    assert checked >= 15
 
 
 def stock(package: str, pattern: str) -> Config:
@@ -176,12 +182,11 @@ def stock(package: str, pattern: str) -> Config:
     ('package', 'pattern'),
     [
         ('mmpretrain', 'simsiam_resnet50_8xb32-coslr-100e_in1k.py'),  # a hook's priority
-        ('mmpretrain', 'vit-base-p16_8xb128-coslr-50e_in1k.py'),  # RandAugment's magnitude_key
-        ('mmpretrain', 'vit-base-p16_8xb128-coslr-100e_in1k.py'),
+        ('mmpretrain', 'resnest50_32xb64_in1k.py'),  # RandAugment's policies
         ('mmpretrain', '*lora*.py'),  # targets=[dict(type='qkv')] names layers
         ('mmpretrain', 'beit-base-p16_8xb128-coslr-100e_in1k.py'),
         ('mmseg', 'beit-base_upernet_8xb2-160k_ade20k-640x640.py'),
-        ('mmseg', 'unet-s5-d16_deeplabv3_4xb4-40k_chase-db1-128x128.py'),
+        ('mmseg', 'swin-tiny-patch4-window7_upernet_1xb8-20k_levir-256x256.py'),  # albumentations' types
     ],
 )
 def test_what_was_once_a_false_alarm(package, pattern):

@@ -48,7 +48,7 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
                 f'Save it again as tensors and plain types. What torch said: {str(error).splitlines()[0]}'
             ) from error
         raise CheckpointError(f'{path}: not a checkpoint, or damaged ({str(error).splitlines()[0]})') from error
-    except Exception as error:  # of any kind: flipped bytes have made torch raise eleven kinds
+    except Exception as error:  # damaged bytes make torch raise IndexError, struct.error, AssertionError, ...
         said = (str(error).splitlines() or [''])[0]
         raise CheckpointError(f'{path}: damaged or cut off ({type(error).__name__}: {said})') from error
     if not isinstance(content, dict):

@@ -103,9 +103,8 @@ def _typed(node, where: str = '') -> Iterator[tuple[str, dict]]:
             yield where, node
         foreign = NOT_REGISTERED_IN.get(str(node.get('type')).rsplit('.', 1)[-1])
         for key, value in node.items():
-            if key != foreign and not (
-                isinstance(key, str) and key.endswith(BUILT_ELSEWHERE) and isinstance(value, dict) and where
-            ):
+            elsewhere = isinstance(key, str) and key.endswith(BUILT_ELSEWHERE) and isinstance(value, dict) and where
+            if key != foreign and not elsewhere:
                 yield from _typed(value, f'{where}.{key}' if where else str(key))
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
