@@ -217,9 +217,51 @@ def test_outputs_and_attention_maps_agree():
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones(2, 3, 9))
 
 
-def test_mmseg_spellings():
-    theirs = BEiTViT(embed_dims=48, num_layers=3, num_heads=3, mlp_ratio=4, qv_bias=True, init_values=0.1, img_size=64)
-    assert set(theirs.state_dict()) == set(BEiTViT(**PLUS).state_dict())
+# As in mmseg's configs/_base_/models/upernet_beit.py, every argument of it
+MMSEG = dict(
+    img_size=(64, 64), patch_size=16, in_channels=3, embed_dims=48, num_layers=4, num_heads=3, mlp_ratio=4,
+    out_indices=(0, 1, 2, 3), qv_bias=True, attn_drop_rate=0.0, drop_path_rate=0.1,
+    norm_cfg=dict(type='LN', eps=1e-6), act_cfg=dict(type='GELU'), norm_eval=False, init_values=0.1,
+)  # fmt: skip
+
+
+def test_a_prefix_is_enough_for_mmseg():
+    """mmseg's arguments as they are give mmseg's keys and feature maps."""
+    from mmseg.models.backbones import BEiT as MMSegBEiT
+
+    ours, theirs = randomised(BEiTViT(**MMSEG)), MMSegBEiT(**MMSEG)
+    theirs.eval()
+    assert set(ours.state_dict()) == {k for k in theirs.state_dict() if not k.endswith('relative_position_index')}
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    image = torch.randn(2, 3, 64, 64)
+    for a, b in zip(ours(image), theirs(image), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_spellings_of_mmseg():
+    spelt = BEiTViT(embed_dims=48, num_layers=3, num_heads=3, mlp_ratio=2, init_values=0, qv_bias=False, img_size=64)
+    same = BEiTViT(
+        dict(TINY, feedforward_channels=96), img_size=64, layer_scale_init_value=0, bias=False, out_type='featmap'
+    )
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (spelt, same)]
+    assert shapes[0] == shapes[1]
+    with pytest.raises(ValueError, match='patch_norm=True: every BEiT has patch_norm=False'):
+        BEiTViT(**{**MMSEG, 'patch_norm': True})
+
+
+def test_constants_do_not_remember_who_asked_first():
+    """An index made in inference mode, or on the meta device, would break every later training step."""
+    sizes = [(16 * rows, 16 * 7) for rows in (5, 6)]  # grids that no other test uses
+    model = BEiTViT(**PLUS, use_abs_pos_emb=False)
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, *sizes[0]))
+    with torch.device('meta'):
+        BEiTViT(**PLUS)(torch.zeros(1, 3, *sizes[1]))
+    for size in sizes:
+        model.train()(torch.randn(1, 3, *size))[0].square().sum().backward()
+        table = model.layers[0].attn.relative_position_bias_table
+        assert table.grad.abs().sum() > 0
+        table.grad = None
 
 
 @pytest.mark.parametrize(
@@ -238,8 +280,43 @@ def test_mistakes_are_named(arguments, message):
         BEiTViT(**arguments)
 
 
+def test_frozen_stem_and_frozen_whole():
+    stem = BEiTViT(**PLUS, frozen_stages=0, use_abs_pos_emb=True).train()
+    frozen = {name for name, p in stem.named_parameters() if not p.requires_grad}
+    assert frozen == {'cls_token', 'pos_embed', 'patch_embed.projection.weight', 'patch_embed.projection.bias'}
+    whole = BEiTViT(**PLUS, frozen_stages=3, drop_path_rate=0.9, drop_rate=0.5).train()
+    assert not any(p.requires_grad for p in whole.parameters())
+    image = torch.randn(2, 3, 64, 64)
+    assert torch.equal(whole(image)[0], whole.eval()(image)[0])  # nothing is dropped in a linear probe
+    shared = BEiTViT(**PLUS, use_rel_pos_bias=False, use_shared_rel_pos_bias=True, frozen_stages=1)
+    assert not shared.rel_pos_bias.relative_position_bias_table.requires_grad  # mmpretrain forgets this one
+
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_attention_dropout_is_applied(fused):
+    """mmpretrain and mmseg take `attn_drop_rate` and lose it."""
+    arch = dict(TINY, num_layers=1)
+    kind = dict(img_size=64, use_rel_pos_bias=False, fused_attention=fused, out_type='raw')
+    model = randomised(BEiTViT(arch, **kind, attn_drop_rate=0.5)).train()
+    image = torch.randn(1, 3, 64, 64)
+    exact = model.eval()(image)[0]
+    model.train()
+    draws = torch.stack([model(image)[0] for _ in range(400)]).detach()
+    assert draws.std(dim=0).mean() > 0.01
+    # the mean over draws of the attention branch is right: compare before the MLP
+    block = model.layers[0]
+    q_input = torch.randn(1, 5, 48)
+    draws = torch.stack([block.attn(q_input, None) for _ in range(3000)]).detach()
+    block.eval()
+    error = (draws.mean(dim=0) - block.attn(q_input, None)).abs() / (draws.std(dim=0) / 3000**0.5)
+    assert error.max() < 5
+    assert exact.isfinite().all()
+
+
 def test_wrong_argument_and_size():
     with pytest.raises(TypeError, match="unexpected argument 'drop_path_rat'; did you mean 'drop_path_rate'"):
         BEiTViT(drop_path_rat=0.1)
+    with pytest.raises(ValueError, match='build with with_mask_token=True'):
+        BEiTViT(**PLUS)(torch.zeros(1, 3, 64, 64), torch.zeros(1, 4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match='60 x 64 pixels does not divide into patches of 16'):
         BEiTViT(**PLUS)(torch.zeros(1, 3, 60, 64))

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 
 import pytest
 import torch
@@ -55,6 +56,40 @@ def test_damage_is_named(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         read(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_any_damage_is_a_checkpoint_error(tmp_path, legacy):
+    """Whatever bytes are flipped, cut or made up: the file is read, or CheckpointError names it."""
+    path, rng = tmp_path / 'w.pth', random.Random(0)
+    torch.save(
+        dict(state_dict=dict(a=torch.randn(5, 5)), meta=[1, 2.5, 'x']), path, _use_new_zipfile_serialization=not legacy
+    )
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        kind = rng.randrange(3)
+        if kind == 0:
+            for _ in range(rng.randint(1, 8)):
+                content[rng.randrange(len(content))] = rng.randrange(256)
+        elif kind == 1:
+            content = content[: rng.randrange(len(content))]
+        else:
+            content = rng.randbytes(rng.randint(1, 200))
+        path.write_bytes(content)
+        try:
+            assert isinstance(read(path), dict)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 150
+
+
+def test_what_is_no_dict_is_refused(tmp_path):
+    torch.save([torch.zeros(2)], tmp_path / 'w.pth')
+    with pytest.raises(CheckpointError, match=r'w\.pth: holds a list'):
+        read(tmp_path / 'w.pth')
 
 
 def test_truncated_and_missing(tmp_path):
@@ -130,6 +165,49 @@ def test_another_architecture_is_refused(changes, message):
     other = BEiTViT(**{'arch': ARCH, 'img_size': 32, **changes})
     with pytest.raises(CheckpointError, match=message):
         fit(prefixed(BEiTViT(ARCH, img_size=32)), prefixed(other), other.own_grid)
+
+
+def test_a_classifier_starts_a_segmentor():
+    """Intermediate fine-tuning: the classifier's norm and head go, all blocks are kept."""
+    tuned = BEiTViT(ARCH, img_size=64, final_norm=True)
+    segmentor = BEiTViT(ARCH, img_size=64, out_type='featmap', out_indices=(0, 1))
+    weights = {**prefixed(tuned), 'head.fc.weight': torch.zeros(5, 32)}
+    fitted, report = fit(weights, prefixed(segmentor), (4, 4))
+    assert set(fitted) == set(prefixed(segmentor))
+    norms = {f'backbone.ln{i}.{part}' for i in (1, 2) for part in ('weight', 'bias')}
+    assert set(report.dropped) == norms | {'head.fc.weight'}
+    assert report.missing == []
+
+
+def test_a_backbone_loads_its_init_cfg(tmp_path):
+    """mmpretrain's way to fine-tune, `init_cfg=dict(type='Pretrained', ..., prefix='backbone.')`, fits too."""
+    pretrained = BEiTViT(ARCH, img_size=64, use_rel_pos_bias=False, use_shared_rel_pos_bias=True, with_mask_token=True)
+    torch.nn.init.normal_(pretrained.rel_pos_bias.relative_position_bias_table)
+    path = str(tmp_path / 'pretrained.pth')
+    write(dict(state_dict={**prefixed(pretrained), 'head.cls_head.bias': torch.zeros(9)}), path)
+    start = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
+    tuned = BEiTViT(ARCH, img_size=96, init_cfg=start)
+    tuned.init_weights()
+    expected = resize_table(pretrained.rel_pos_bias.relative_position_bias_table.detach(), (4, 4), (6, 6))
+    for block, before in zip(tuned.layers, pretrained.layers, strict=True):
+        assert torch.equal(block.attn.relative_position_bias_table, expected)  # mmpretrain's stays as it started
+        assert torch.equal(block.ffn.layers[1].weight, before.ffn.layers[1].weight)
+    for changes in (dict(prefix='module.'), dict(prefix=None)):
+        with pytest.raises(CheckpointError, match=r'pretrained\.pth, prefix .*does not fit'):
+            BEiTViT(ARCH, img_size=96, init_cfg={**start, **changes}).init_weights()
+    with pytest.raises(CheckpointError, match=r'the model has \(1, 1, 64\)'):
+        BEiTViT(dict(ARCH, embed_dims=64), img_size=96, init_cfg=start).init_weights()
+
+
+def test_a_backbone_loads_what_mmseg_calls_pretrained(tmp_path):
+    tuned = BEiTViT(ARCH, img_size=64, out_type='featmap')
+    write(dict(state_dict=tuned.state_dict()), tmp_path / 'tuned.pth')
+    spelt = dict(embed_dims=32, num_layers=2, num_heads=2, mlp_ratio=2, pretrained=str(tmp_path / 'tuned.pth'))
+    model = BEiTViT(**spelt, img_size=64)
+    assert not torch.equal(model.cls_token, tuned.cls_token)
+    model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, tuned.state_dict()[key]), key
 
 
 def test_wrong_prefix_is_refused():

@@ -1,14 +1,12 @@
-"""models/dalle.py and models/dvae.py: OpenAI's numbers, hand computations, and a small training."""
+"""models/dvae.py: hand computations, a density that integrates to one, and a small training."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from official import golden
 
 from beit_mm.data import embedded
-from beit_mm.models.dalle import Decoder, Encoder
 from beit_mm.models.dvae import DiscreteVAE, KMeansTokenizer, logit_laplace_nll, ramp
 from beit_mm.ops.pixels import map_pixels
 
@@ -18,27 +16,6 @@ SMALL = dict(vocab_size=32, in_channels=1, num_downsamples=2, hidden_dims=16, co
 def views(count, size=32):
     images = [embedded.pool_crop(0, i, size, grey=True)[..., 0] for i in range(count)]
     return map_pixels(torch.from_numpy(np.stack(images))[:, None].float() / 255)
-
-
-def test_dalle_encoder_equals_openai():
-    meta, weights, io = golden('dalle_encoder')
-    encoder = Encoder(meta['n_hid'], meta['vocab_size'], meta['n_blk_per_group'])
-    encoder.load_state_dict(weights)
-    torch.testing.assert_close(map_pixels(io['image_0_1']), io['mapped'])
-    torch.testing.assert_close(encoder(io['mapped']), io['logits'], atol=1e-4, rtol=0)
-    assert torch.equal(encoder.tokens(io['mapped']), io['tokens'])
-
-
-def test_dalle_is_frozen_and_of_the_official_size():
-    with torch.device('meta'):
-        encoder, decoder = Encoder(), Decoder()
-    assert sum(p.numel() for p in encoder.parameters()) == 53_786_240
-    assert not any(p.requires_grad for p in [*encoder.parameters(), *decoder.parameters()])
-    assert not encoder.train().training
-    small = Decoder(n_init=8, n_hid=8, vocab_size=16, n_blk_per_group=1)
-    image = small.decode(torch.randint(16, (1, 2, 3)))
-    assert image.shape == (1, 3, 16, 24)
-    assert 0 <= image.min() <= image.max() <= 1
 
 
 def test_ramp():
@@ -79,6 +56,36 @@ def test_straight_through_is_one_hot_with_a_gradient():
     torch.testing.assert_close(codes.sum(dim=-1), torch.ones(2, 3, 3))
     (codes * torch.randn(32)).sum().backward()
     assert logits.grad.abs().sum() > 0
+
+
+def test_noise_is_fine_grained_in_bf16():
+    """bfloat16 has 256 steps in [0, 1): noise drawn in it would never exceed 5.6 and tie in every cell."""
+    model = DiscreteVAE(**SMALL)
+    codes = model.relax(torch.zeros(64, 8, 8, 32, dtype=torch.bfloat16), 0.1)
+    top = codes.topk(2, dim=-1).values
+    assert (top[..., 0] == top[..., 1]).float().mean() < 1e-3
+    shares = torch.bincount(codes.argmax(dim=-1).flatten(), minlength=32) / 4096
+    torch.testing.assert_close(shares, torch.full((32,), 1 / 32), atol=0.012, rtol=0)
+
+
+def test_decode_paints_what_the_decoder_says_of_one_hot_codes():
+    for kind in ('mse', 'logit_laplace'):
+        model = DiscreteVAE(**SMALL, reconstruction=kind).eval()
+        tokens = torch.randint(32, (2, 4, 4))
+        stats = model.stats(torch.nn.functional.one_hot(tokens, 32).float())
+        assert stats.shape[1] == (2 if kind == 'logit_laplace' else 1)
+        expected = ((torch.sigmoid(stats[:, :1]) - 0.1) / 0.8).clamp(0, 1)
+        torch.testing.assert_close(model.decode(tokens), expected)
+
+
+def test_errors_of_the_yardsticks_by_hand():
+    model = KMeansTokenizer(vocab_size=4, in_channels=1, downsampling=2, neighbourhood=2)
+    pixels = torch.tensor([[0.0, 1.0, 0.5, 0.5], [1.0, 0.0, 0.5, 0.5]]).view(1, 1, 2, 4)
+    judged = model.judge(map_pixels(pixels), torch.zeros(1, 1, 2, dtype=torch.long))[0]
+    assert judged['cell_mean_error'] == pytest.approx(0.25)  # the left cell's mean is 0.5, off by 0.5 everywhere
+    assert judged['image_mean_error'] == pytest.approx(0.25)
+    painted = model.decode(torch.zeros(1, 1, 2, dtype=torch.long))
+    assert judged['reconstruction_error'] == pytest.approx((painted - pixels).abs().mean().item(), abs=1e-6)
 
 
 def test_temperature_sharpens_samples():
