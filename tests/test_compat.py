@@ -68,6 +68,30 @@ def test_types_resolve_by_prefix_from_every_scope(scope):
     assert mmengine.registry.MODELS.get('BEiT') is None  # mmseg and mmpretrain own that name
 
 
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmseg', 'beit_mm'])
+@pytest.mark.parametrize(
+    ('registry', 'name', 'arguments', 'module'),
+    [
+        ('TRANSFORMS', 'MaskPatches', {}, 'beit_mm.data.transforms'),
+        ('DATASETS', 'EmbeddedDigits', dict(pipeline=[dict(type='beit_mm.PackMIM')]), 'beit_mm.data.datasets'),
+        ('METRICS', 'IoUMetric', {}, 'beit_mm.engine.metrics'),
+        ('HOOKS', 'CodebookInitHook', {}, 'beit_mm.engine.hooks'),
+        ('MODELS', 'ViTPyramid', dict(embed_dim=4), 'beit_mm.models.pyramid'),
+    ],
+)
+def test_every_kind_resolves_by_prefix(scope, registry, name, arguments, module):
+    package = {'mmpretrain': mmpretrain, 'mmseg': mmseg}.get(scope, mmengine)
+    with DefaultScope.overwrite_default_scope(scope):
+        built = getattr(package.registry, registry).build(dict(type=f'beit_mm.{name}', **arguments))
+    assert type(built).__module__ == module
+
+
+def test_the_projects_own_names_are_left_alone():
+    assert mmseg.registry.METRICS.get('IoUMetric').__module__ == 'mmseg.evaluation.metrics.iou_metric'
+    assert mmseg.registry.MODELS.get('BEiT').__module__ == 'mmseg.models.backbones.beit'
+    assert mmpretrain.registry.MODELS.get('BEiTViT').__module__ == 'mmpretrain.models.backbones.beit'
+
+
 def test_the_mending_line():
     found = dict(compat.TESTED)
     assert compat.mending_command(found) == ''

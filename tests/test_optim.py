@@ -44,6 +44,34 @@ def test_equals_official_classification():
     assert not table['backbone.pos_embed'].decays
 
 
+def test_equals_official_segmentation():
+    """Layer and scale; there the official code decays cls_token and pos_embed, by a slip that is not repeated."""
+    golden, decay, compared = GOLDEN['segmentation'], GOLDEN['layer_decay'], 0
+    table = layer_decay_table(Model(GOLDEN['depth']), decay, 0.05)
+    for key, row in golden.items():
+        name = f'backbone.{ours(key[len("backbone.") :])}' if key.startswith('backbone.') else key
+        if name in table:
+            assert table[name].layer == row['layer'], key
+            assert table[name].lr_scale == row['lr_scale'], key
+            slip = key in ('backbone.cls_token', 'backbone.pos_embed')
+            assert table[name].decays == (row['weight_decay'] and not slip), key
+            compared += 1
+    assert compared > 60
+
+
+def test_the_backbone_under_any_prefix_and_inside_ddp():
+    class Wrapped(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    plain = layer_decay_table(Model(3).backbone, 0.7, 0.05)
+    for model, prefix in ((Model(3), 'backbone.'), (Wrapped(Model(3).backbone), 'module.')):
+        table = layer_decay_table(model, 0.7, 0.05)
+        for name, rates in plain.items():
+            assert table[prefix + name] == rates
+
+
 def test_mask_token_and_tables_decay_and_scales_rise_with_depth():
     backbone = BEiTViT(
         dict(embed_dims=24, num_layers=12, num_heads=2, feedforward_channels=48), img_size=32, with_mask_token=True

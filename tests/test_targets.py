@@ -1,0 +1,74 @@
+"""models/targets.py: tokens or pixels per patch, frozen, and never of a grid that does not fit."""
+
+import pytest
+import torch
+from official import golden
+
+from beit_mm.checkpoints.load import CheckpointError, write
+from beit_mm.models.targets import PixelTarget, TokenTarget
+from beit_mm.ops.pixels import patchify
+from beit_mm.registry import MODELS
+
+TOKENIZER = dict(
+    type='beit_mm.DiscreteVAE', vocab_size=16, in_channels=1, num_downsamples=2, hidden_dims=8, code_dims=8,
+    num_res_blocks=1,
+)  # fmt: skip
+
+
+def view(count=2, size=16):
+    return dict(tokens_view=torch.rand(count, 1, size, size), mask=torch.zeros(count, size // 4, size // 4).bool())
+
+
+def test_tokens_of_openai(tmp_path):
+    """The whole way: OpenAI's weights from a file, the view that BEiT's loader gives, the official tokens."""
+    meta, weights, io = golden('dalle_encoder')
+    write(weights, tmp_path / 'encoder.pth')
+    tokenizer = dict(type='beit_mm.DALLEEncoder', **{k: meta[k] for k in ('n_hid', 'vocab_size', 'n_blk_per_group')})
+    target = TokenTarget(tokenizer, checkpoint=str(tmp_path / 'encoder.pth'))
+    tokens = io['tokens'].flatten(1)
+    mask = torch.zeros(len(tokens), tokens.shape[1]).bool()
+    assert torch.equal(target(dict(tokens_view=io['mapped'], mask=mask)), tokens)
+    with torch.autocast('cpu', dtype=torch.bfloat16):  # some tokens would differ
+        assert torch.equal(target(dict(tokens_view=io['mapped'], mask=mask)), tokens)
+    assert target.vocab_size == meta['vocab_size']
+
+
+def test_tokens_computed_before_are_taken():
+    tokens = torch.randint(16, (2, 4, 4))
+    assert torch.equal(TokenTarget(TOKENIZER)(dict(tokens=tokens)), tokens.flatten(1))
+
+
+def test_grids_must_agree():
+    data = dict(view(1), mask=torch.zeros(1, 8, 8, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r'the tokenizer gives 16 tokens .* 16 x 16 pixels, .* 64 patches'):
+        TokenTarget(TOKENIZER)(data)
+
+
+def test_weights_of_a_training_checkpoint(tmp_path):
+    trained = MODELS.build(TOKENIZER)
+    write(dict(state_dict=trained.state_dict(), meta=dict(iter=3)), tmp_path / 'iter_3.pth')
+    data = view()
+    target = TokenTarget(TOKENIZER, checkpoint=str(tmp_path / 'iter_3.pth'))
+    assert torch.equal(target(data), trained.tokens(data['tokens_view']).flatten(1))
+    with pytest.raises(CheckpointError, match=r'iter_3\.pth: does not fit the tokenizer beit_mm\.DiscreteVAE'):
+        TokenTarget(dict(TOKENIZER, vocab_size=17), checkpoint=str(tmp_path / 'iter_3.pth'))
+    with pytest.raises(CheckpointError, match='no such checkpoint'):
+        TokenTarget(TOKENIZER, checkpoint=str(tmp_path / 'iter_4.pth'))
+
+
+def test_frozen_where_it_is_built():
+    target = TokenTarget(TOKENIZER).train()
+    assert target.state_dict() == {}
+    assert list(target.parameters()) == []
+    assert not target.tokenizer.training
+    data = view()
+    data['tokens_view'].requires_grad_()
+    assert not target(data).requires_grad
+
+
+def test_pixels():
+    patches = torch.randn(2, 3, 16, 8)
+    target = PixelTarget(4)(dict(patches=patches))
+    assert torch.equal(target, patchify(patches, 4))
+    # the third patch of the first column's second row: rows 4..7, columns 0..3, the channel fastest
+    assert torch.equal(target[1, 2].view(4, 4, 3).permute(2, 0, 1), patches[1, :, 4:8, :4])
