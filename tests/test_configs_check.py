@@ -67,6 +67,7 @@ def test_mistakes_in_a_file(tmp_path, addition, parts):
         ('model = dict(', 'line 1: not valid Python'),
         ("_base_ = ['nothing.py']", r'cannot be read: .*nothing\.py'),
         ('model = dict(type=backbone)', "cannot be read: name 'backbone' is not defined"),
+        ('size = 224 // 0', 'cannot be read: .*zero'),
         ("custom_imports = dict(imports=['no_such_module'], allow_failed_imports=False)", 'no_such_module'),
     ],
 )
@@ -148,6 +149,27 @@ default_hooks = dict(checkpoint=dict(type='CheckpointHook', priority='LOW'))
 """
     )
     assert load_config(path).crop_size == (64, 64)
+
+
+def test_new_style_configs(tmp_path):
+    """Types given as classes are checked as well."""
+    (tmp_path / 'base.py').write_text(
+        """from mmpretrain.models import ImageClassifier, LinearClsHead
+from beit_mm.models import BEiTViT
+model = dict(type=ImageClassifier, backbone=dict(type=BEiTViT, arch='deit-tiny', img_size=32),
+             head=dict(type=LinearClsHead, num_classes=3, in_channels=192))
+default_scope = 'mmpretrain'
+"""
+    )
+    start = 'from mmengine.config import read_base\nwith read_base():\n    from .base import *\n'
+    leaf = tmp_path / 'leaf.py'
+    leaf.write_text(start)
+    assert load_config(leaf, {'model.backbone.drop_path_rate': 0.3}).model.backbone.drop_path_rate == 0.3
+    with pytest.raises(ConfigError, match=r'`model\.backbone\.drop_path_rate`'):
+        load_config(leaf, {'model.backbone.drop_path': 0.3})
+    leaf.write_text(start + 'model.update(dict(backbone=dict(drop_path=0.1)))\n')
+    with pytest.raises(ConfigError, match=r"model\.backbone\.drop_path=0\.1: .* did you mean 'drop_path_rate'"):
+        load_config(leaf)
 
 
 def stock_configs(package: str) -> list[Path]:

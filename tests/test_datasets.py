@@ -1,6 +1,8 @@
 """data/datasets.py: what configs can ask of the embedded data, and CIFAR read without running its pickles."""
 
+import hashlib
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -76,6 +78,42 @@ def test_cifar_pickles_cannot_run_code(tmp_path):
     with pytest.raises(ValueError, match=r'train: not a CIFAR file \(.*system is not an array\)'):
         CIFAR100(str(tmp_path), pipeline=[], md5s={})
     assert not marker.exists()
+
+
+def test_damaged_cifar_files_are_named(tmp_path):
+    write_cifar100(tmp_path)
+    path, rng = tmp_path / 'cifar-100-python' / 'train', random.Random(0)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole[: rng.randrange(1, len(whole))])
+        damaged[rng.randrange(min(300, len(damaged)))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match='train: not a CIFAR file'):
+            CIFAR100(str(tmp_path), pipeline=[], md5s={})
+
+
+def test_cifar10_batches_in_order(tmp_path):
+    folder = tmp_path / 'cifar-10-batches-py'
+    folder.mkdir()
+    md5s = {}
+
+    def dump(name, content):
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        md5s[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 2, 3072)).astype(np.uint8)
+    for i in range(5):
+        dump(f'data_batch_{i + 1}', dict(data=pixels[i], labels=[i, 9 - i]))
+    dump('test_batch', dict(data=pixels[5], labels=[7, 0]))
+    dump('batches.meta', dict(label_names=[str(i) for i in range(10)]))
+    train, test = (CIFAR10(str(tmp_path), pipeline=[], split=s, md5s=md5s) for s in ('train', 'test'))
+    assert [train[i]['gt_label'] for i in range(10)] == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+    np.testing.assert_array_equal(train[3]['img'], pixels[1, 1].reshape(3, 32, 32).transpose(1, 2, 0))
+    np.testing.assert_array_equal(test[0]['img'][..., 2].ravel(), pixels[5, 0, 2048:])  # blue last: RGB
+    assert train.metainfo['classes'] == tuple('0123456789')
+    (folder / 'test_batch').write_bytes(b'x')
+    with pytest.raises(ValueError, match=r'test_batch: md5 is 9dd4e461268c8034f5c8564e155c67a6, expected'):
+        CIFAR10(str(tmp_path), pipeline=[], split='test', md5s=md5s)
 
 
 def test_cifar_files_are_checked(tmp_path):

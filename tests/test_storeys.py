@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / 'beit_mm'
 STOREYS = {
     '__init__': 0, 'compat': 0, 'registry': 0, 'ops': 1, 'checkpoints': 1, 'models': 2, 'data': 4, 'engine': 4,
-    'benchmark': 5,
+    'benchmark': 5, 'apis': 5,
     'models.targets': 3, 'models.heads': 3, 'models.pretrain': 3, 'models.pyramid': 3, 'models.__init__': 3,
 }  # fmt: skip
 
@@ -29,6 +29,10 @@ def imports(path: Path):
                 yield '.'.join([*base, *name.split('.')]), node in top
         elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('beit_mm'):
             yield node.module[len('beit_mm.') :], node in top
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split('.')[0] == 'beit_mm':
+                    yield alias.name[len('beit_mm.') :], node in top
 
 
 def test_imports_go_down():
@@ -47,6 +51,24 @@ def test_imports_go_down():
                 continue  # its workarounds reach up when they are applied, not when it is imported
             assert above <= storey(module), f'{module} (storey {storey(module)}) imports {imported} (storey {above})'
     assert seen > 40
+
+
+def test_ops_are_pure():
+    """Functions of numbers: they import nothing of the package, not even its registry, nor of OpenMMLab."""
+    for path in (PACKAGE / 'ops').glob('*.py'):
+        assert list(imports(path)) == [], path
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split('.')[0] for name in names} <= {
+                'collections', 'functools', 'math', 'numpy', 'scipy', 'torch',
+            }, path  # fmt: skip
+
+
+def test_weight_files_are_opened_in_one_place():
+    for path in PACKAGE.rglob('*.py'):
+        if '.mim' not in path.parts and path.name != 'load.py':
+            assert 'torch.load(' not in path.read_text(), path
 
 
 def test_rooms_stay_small():

@@ -139,7 +139,7 @@ def read_cifar_pickle(path: Path, md5: str | None, key: str) -> dict:
         raise ValueError(f'{path}: md5 is {found}, expected {md5}; the file is damaged or another one')
     try:
         batch = _ArraysOnly(io.BytesIO(content), encoding='latin1').load()
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError) as error:
+    except Exception as error:  # damaged bytes make pickle raise IndexError, struct.error, KeyError, ...
         raise ValueError(f'{path}: not a CIFAR file ({error})') from error
     if not isinstance(batch, dict) or key not in batch:
         raise ValueError(f'{path}: not a CIFAR file (no key {key!r})')

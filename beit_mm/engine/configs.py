@@ -58,7 +58,7 @@ def load_config(path: str | Path, overrides: dict | None = None) -> Config:
         config = Config.fromfile(path)
     except SyntaxError as error:
         raise ConfigError(f'{path}, line {error.lineno}: not valid Python: {error.msg}') from error
-    except (FileNotFoundError, KeyError, NameError, TypeError, AssertionError, ImportError) as error:
+    except Exception as error:  # a config is Python: it can raise anything
         raise ConfigError(f'{path}: cannot be read: {error}') from error
     if overrides:
         _check_overrides(config, overrides, path)

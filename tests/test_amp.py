@@ -1,0 +1,38 @@
+"""engine/amp.py: bfloat16 where it is asked for, float32 weights, and a refusal where fp16 has no device."""
+
+import pytest
+import torch
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+from beit_mm.engine.amp import amp_wrapper_type
+
+
+def build(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return OPTIM_WRAPPERS.build(dict(type=amp_wrapper_type('bf16'), optimizer=optimizer))
+
+
+def test_bf16_step_is_near_the_float32_step():
+    x, y = torch.randn(64, 16), torch.randn(64, 4)
+    models = [nn.Linear(16, 4) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    start = models[0].weight.detach().clone()
+    wrapper = build(models[0])
+    with wrapper.optim_context(models[0]):
+        out = models[0](x)
+    assert out.dtype is torch.bfloat16
+    wrapper.update_params((out.float() - y).square().mean())
+    loss = (models[1](x) - y).square().mean()
+    loss.backward()
+    expected = start - 0.1 * models[1].weight.grad
+    assert models[0].weight.dtype is torch.float32
+    torch.testing.assert_close(models[0].weight.detach(), expected, atol=2e-3, rtol=0)
+    assert not torch.equal(models[0].weight.detach(), start)
+    assert not torch.is_autocast_enabled('cpu')  # nothing leaks out of the context
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without CUDA')
+def test_fp16_without_cuda_is_refused():
+    with pytest.raises(ValueError, match=r'--amp fp16 needs a CUDA device.*--amp bf16'):
+        amp_wrapper_type('fp16')

@@ -1,0 +1,124 @@
+"""engine/checkpointing.py: plain contents, the newest whole file, the chain of stages, and `load_from` that fits."""
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from beit_mm.checkpoints.load import CheckpointError, read, sha256, write
+from beit_mm.engine.checkpointing import (
+    FitWeightsHook,
+    PlainCheckpointHook,
+    code_revision,
+    latest_checkpoint,
+    plain,
+    stages_of,
+    step_of,
+)
+from beit_mm.models.backbone import BEiTViT
+
+ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+
+
+def test_plain_values():
+    value = dict(
+        a=np.float64(0.5), b=np.arange(3), c=[np.int64(2), (None, True)], d=Path('x'), e=torch.ones(2), f={1: 'y'}
+    )
+    made = plain(value)
+    assert type(made['a']) is float
+    assert torch.equal(made['b'], torch.arange(3))
+    assert made['c'] == [2, (None, True)]
+    assert type(made['c'][0]) is int
+    assert made['d'] == 'x'
+    assert made['e'] is value['e']
+    assert made['f'] == {1: 'y'}
+
+
+def test_the_newest_whole_checkpoint(tmp_path, caplog):
+    assert latest_checkpoint(tmp_path) is None
+    for step in (2, 9, 10, 11):
+        write(dict(state_dict={}, meta=dict(iter=step)), tmp_path / f'iter_{step}.pth')
+    (tmp_path / 'best_mIoU_iter_99.pth').write_bytes(b'')
+    whole = (tmp_path / 'iter_11.pth').read_bytes()
+    assert latest_checkpoint(tmp_path).name == 'iter_11.pth'  # by number, not by name
+    (tmp_path / 'iter_11.pth').write_bytes(whole[:100])
+    assert latest_checkpoint(tmp_path).name == 'iter_10.pth'
+    for path in tmp_path.glob('iter_*.pth'):
+        path.write_bytes(b'')
+    assert latest_checkpoint(tmp_path) is None
+    assert [step_of(Path(n)) for n in ('iter_120.pth', 'epoch_3.pth', 'last.pth', 'iter_x.pth')] == [120, 3, -1, -1]
+
+
+def fake_runner(model=None, resume=False, **config):
+    return SimpleNamespace(
+        cfg=Config(config), model=model, logger=logging.getLogger('test'), _resume=resume, _load_from='start.pth'
+    )
+
+
+def test_checkpoints_hold_nothing_but_tensors_and_plain_types(tmp_path):
+    buffer = HistoryBuffer([0.5, 0.25, 0.125], [1, 1, 2])
+    checkpoint = dict(
+        state_dict=dict(a=torch.ones(2)),
+        meta=dict(iter=3, seed=np.int64(7), time='now'),
+        message_hub=dict(log_scalars={'train/loss': buffer}, runtime_info={'iter': np.int64(3)}),
+    )
+    hook = PlainCheckpointHook()
+    runner = fake_runner()
+    hook.before_run(fake_runner())
+    runner.cfg.model = dict(backbone=dict(type='beit_mm.BEiTViT', arch='base'), data_preprocessor=dict(mean=[1.0]))
+    hook.before_save_checkpoint(runner, checkpoint)
+    write(checkpoint, tmp_path / 'iter_3.pth')
+    back = read(tmp_path / 'iter_3.pth')  # weights_only
+    assert back['meta']['seed'] == 7
+    carried = back['meta']['beit_mm']
+    assert carried['backbone'] == dict(type='beit_mm.BEiTViT', arch='base')
+    assert carried['data_preprocessor'] == dict(mean=[1.0])
+    assert carried['revision'] == code_revision()
+    back['meta']['config'] = 'raise SystemExit'  # mmengine would execute it on resuming
+    hook.after_load_checkpoint(fake_runner(resume=True), back)
+    assert 'config' not in back['meta']
+    values, counts = back['message_hub']['log_scalars']['train/loss'].data
+    np.testing.assert_array_equal(values, [0.5, 0.25, 0.125])
+    np.testing.assert_array_equal(counts, [1, 1, 2])
+
+
+def test_stages_name_their_checkpoints(tmp_path):
+    first, second = tmp_path / 'tokenizer.pth', tmp_path / 'pretrain.pth'
+    write(dict(state_dict={}, meta=dict(experiment_name='tok', seed=1)), first)
+    mim = Config(dict(model=dict(target=dict(checkpoint=str(first)))))
+    stages = stages_of(mim)
+    assert stages == [dict(config='tok', checkpoint='tokenizer.pth', sha256=sha256(first), seed=1, stages=[])]
+    write(dict(state_dict={}, meta=dict(experiment_name='mim', seed=2, beit_mm=dict(stages=stages))), second)
+    tuned = stages_of(Config(dict(load_from=str(second), resume=False)))
+    assert tuned[0]['sha256'] == sha256(second)
+    assert tuned[0]['stages'] == stages
+    assert stages_of(Config(dict(load_from=str(second), resume=True))) == []  # goes on: no new stage
+
+
+class Model(nn.Module):
+    def __init__(self, **changes):
+        super().__init__()
+        self.backbone = BEiTViT(ARCH, **{'img_size': 64, **changes})
+
+
+def test_load_from_fits_or_refuses():
+    pretrained, tuned = Model(use_rel_pos_bias=False, use_shared_rel_pos_bias=True), Model(img_size=96)
+    nn.init.ones_(pretrained.backbone.rel_pos_bias.relative_position_bias_table)
+    checkpoint = dict(state_dict=pretrained.state_dict())
+    FitWeightsHook().after_load_checkpoint(fake_runner(tuned), checkpoint)
+    table = checkpoint['state_dict']['backbone.layers.1.attn.relative_position_bias_table']
+    torch.testing.assert_close(table, torch.ones_like(tuned.backbone.layers[1].attn.relative_position_bias_table))
+    untouched = pretrained.state_dict()
+    checkpoint = dict(state_dict=untouched)
+    FitWeightsHook().after_load_checkpoint(fake_runner(tuned, resume=True), checkpoint)
+    assert checkpoint['state_dict'] is untouched  # resuming loads strictly what it saved
+    with pytest.raises(CheckpointError, match=r'start\.pth: the backbone does not fit'):
+        FitWeightsHook().after_load_checkpoint(
+            fake_runner(Model(layer_scale_init_value=0)), dict(state_dict=pretrained.state_dict())
+        )
