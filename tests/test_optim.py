@@ -117,8 +117,6 @@ def test_needs_a_backbone_that_knows_its_layers():
 def test_schedule_equals_official(case):
     """Per iteration: warm-up to the rate, cosine to a floor that layer decay scales too."""
     args = case['args']
-    if args.get('start_warmup_value'):
-        pytest.skip('no config warms up from another value than 0')
     base = args['base_value']
     warmup, total = args.get('warmup_epochs', 0) * args['niter_per_ep'], args['epochs'] * args['niter_per_ep']
     scales = (1.0, 0.1)
@@ -127,7 +125,8 @@ def test_schedule_equals_official(case):
         CosineAnnealingLR(optimizer, eta_min_ratio=args['final_value'] / base, begin=warmup, end=total, by_epoch=False)
     ]
     if warmup:
-        schedulers.insert(0, LinearLR(optimizer, start_factor=1e-8, begin=0, end=warmup, by_epoch=False))
+        start = max(args.get('start_warmup_value', 0) / base, 1e-8)  # LinearLR divides by it: 0 is as good as 1e-8
+        schedulers.insert(0, LinearLR(optimizer, start_factor=start, begin=0, end=warmup, by_epoch=False))
     for value in case['values']:
         for group, scale in zip(optimizer.param_groups, scales):
             assert group['lr'] == pytest.approx(scale * value, abs=1e-9)
