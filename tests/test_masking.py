@@ -57,6 +57,16 @@ def test_the_border_is_masked_too():
         assert 0.10 < edge.mean() < 0.17  # official: 0.134
 
 
+def test_no_block_is_as_long_as_the_grid():
+    """The official test is strict: 16 patches fit no shape within a 4 x 4 grid, so none is masked."""
+    rng = np.random.default_rng(0)
+    assert not any(blockwise_mask(rng, (4, 4), 16, min_block=16).any() for _ in range(50))
+    narrow = np.stack([blockwise_mask(rng, (3, 14), 20, min_block=2) for _ in range(300)])
+    single = [blockwise_mask(rng, (3, 14), 6, min_block=6, max_block=6, min_aspect=0.9) for _ in range(300)]
+    assert narrow.sum(axis=(1, 2)).max() <= 20
+    assert max(mask.sum(axis=0).max() for mask in single) <= 2  # of 3 rows
+
+
 def test_same_generator_same_mask_and_no_endless_loop():
     one, two = (blockwise_mask(np.random.default_rng(5), (14, 14), 75) for _ in range(2))
     assert (one == two).all()
