@@ -1,12 +1,14 @@
-"""models/backbone.py against the official code (goldens), timm and mmpretrain, and its own promises."""
+"""models/backbone.py against the official code (goldens), and its own promises; see also test_parity.py."""
 
 import pytest
 import torch
-from mmpretrain.models.backbones import BEiTViT as MMPretrainBEiT
 from official import backbone_arguments, golden
-from timm.models.beit import Beit
+from timm.models import adapt_input_conv
+from torch.utils.flop_counter import FlopCounterMode
 
-from beit_mm.models.backbone import BEiTViT, DropPath
+from beit_mm.checkpoints.load import CheckpointError, fit
+from beit_mm.models.backbone import BEiTViT
+from beit_mm.ops.pixels import inflate_bands
 from beit_mm.ops.relative_position import resize_positions, resize_table
 
 TINY = dict(embed_dims=48, num_layers=3, num_heads=3, feedforward_channels=192)
@@ -60,42 +62,6 @@ def test_equals_official_pretraining(name, fused):
     torch.testing.assert_close(logits[io['mask']], io['logits_masked'], atol=1e-5, rtol=0)
 
 
-def test_keys_and_outputs_equal_mmpretrain():
-    ours = randomised(BEiTViT(**PLUS))
-    theirs = MMPretrainBEiT(arch=TINY, img_size=64)
-    theirs.eval()  # returns None, against nn.Module's contract
-    keys = {key for key in theirs.state_dict() if not key.endswith('relative_position_index')}
-    assert set(ours.state_dict()) == keys
-    theirs.load_state_dict(ours.state_dict(), strict=False)
-    image = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(ours(image)[0], theirs(image)[0], atol=1e-5, rtol=1e-5)
-    ours.load_state_dict(theirs.state_dict())  # their index buffers are tolerated
-
-
-def test_equals_timm():
-    ours = randomised(BEiTViT(**PLUS))
-    theirs = Beit(
-        img_size=64,
-        embed_dim=48,
-        depth=3,
-        num_heads=3,
-        num_classes=0,
-        init_values=0.1,
-        use_rel_pos_bias=True,
-        use_abs_pos_emb=False,
-    ).eval()
-    renames = [('ffn.layers.0.0', 'mlp.fc1'), ('ffn.layers.1', 'mlp.fc2'), ('layers.', 'blocks.'), ('.ln', '.norm')]
-    state = {}
-    for key, value in ours.state_dict().items():
-        for own, other in renames:
-            key = key.replace(own, other)
-        key = key.replace('patch_embed.projection', 'patch_embed.proj')
-        state[key.replace('ln2.', 'fc_norm.') if key.startswith('ln2.') else key] = value
-    theirs.load_state_dict(state)
-    image = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(ours(image)[0], theirs(image), atol=1e-5, rtol=1e-5)
-
-
 def test_parameter_counts():
     with torch.device('meta'):
         base, large = BEiTViT('base'), BEiTViT('large')
@@ -136,6 +102,114 @@ def test_official_initialisation():
     assert tuned.layers[0].attn.relative_position_bias_table.eq(0).all()
 
 
+def parameters_of(model):
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def test_variants():
+    """`beit` has positions and nothing else; `beit_plus` shares one table in pre-training only."""
+    with torch.device('meta'):
+        plain, plus = BEiTViT('base', variant='beit'), BEiTViT('large', variant='beit_plus')
+        pretrained = BEiTViT('base', variant='beit_plus', with_mask_token=True, final_norm=True, out_type='raw')
+        vanilla = BEiTViT('base', variant='beit', with_mask_token=True, final_norm=True, out_type='raw')
+        spelt_out = BEiTViT('large', layer_scale_init_value=1e-5)
+    names = parameters_of(plain)
+    assert 'pos_embed' in names
+    assert not any('gamma' in name or 'bias_table' in name for name in names)
+    assert parameters_of(plus) == parameters_of(spelt_out)
+    assert BEiTViT(dict(TINY, num_layers=24), img_size=32, variant='beit_plus').layers[0].gamma_1[0].item() == (
+        pytest.approx(1e-5)
+    )
+    assert BEiTViT(**PLUS, variant='beit_plus').layers[0].gamma_1[0].item() == pytest.approx(0.1)
+    tables = [name for name in parameters_of(pretrained) if name.endswith('bias_table')]
+    assert tables == ['rel_pos_bias.relative_position_bias_table']
+    head = 769 * 8192
+    assert sum(p.numel() for p in vanilla.parameters()) + head == 92_089_856
+    assert sum(p.numel() for p in pretrained.parameters()) + head == 91_965_776
+
+
+def test_official_sizes():
+    """Tables grow with the image: parameters of the official 384 and 512 models."""
+    for arch, side, expected in (('base', 384, 86_744_104), ('large', 384, 304_998_888), ('large', 512, 305_674_728)):
+        with torch.device('meta'):
+            model = BEiTViT(arch, img_size=side)
+        head = 1000 * (model.embed_dims + 1)
+        assert sum(p.numel() for p in model.parameters()) + head == expected
+
+
+def test_flops_are_counted_with_plain_attention():
+    """17.56 G multiply-adds for BEiT-B at 224: by hand, and by torch's counter."""
+    with torch.device('meta'):
+        model = BEiTViT('base', fused_attention=False).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 3, 224, 224))
+    tokens, dim = 197, 768
+    linear = 12 * tokens * 12 * dim**2 + 196 * dim * 768
+    by_hand = linear + 12 * 2 * tokens**2 * dim
+    assert counter.get_total_flops() / 2 == by_hand
+    assert by_hand / 1e9 == pytest.approx(17.56, abs=0.01)
+
+
+def test_export_keeps_the_numbers():
+    model = randomised(BEiTViT(**PLUS, fused_attention=False))
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        program = torch.export.export(model, (image,))
+        torch.testing.assert_close(program.module()(image)[0], model(image)[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['beit', 'beit_plus', 'shared'])
+def test_gradient_checkpointing_changes_no_gradient(kind):
+    """Nor what is dropped: the random state is that of the first pass. Every block runs twice."""
+    arguments = dict(variant=kind) if kind != 'shared' else dict(use_rel_pos_bias=False, use_shared_rel_pos_bias=True)
+    arguments.update(drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.5)
+    image, results, runs = torch.randn(4, 3, 64, 96), [], []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        model = BEiTViT(**PLUS, **arguments, with_cp=with_cp).train()
+        runs.append(0)
+
+        def count(*_):
+            runs[-1] += 1
+
+        model.layers[1].attn.register_forward_hook(count)
+        torch.manual_seed(1)
+        out = model(image)[0]
+        out.square().mean().backward()
+        results.append([out, *(p.grad for p in model.parameters())])
+    assert runs == [1, 2]
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4, 12])
+def test_any_number_of_bands_from_rgb_weights(channels):
+    """Repeated bands give what RGB gave; the inflation is timm's, and is reported."""
+    rgb, model = randomised(BEiTViT(**PLUS)), BEiTViT(**PLUS, in_channels=channels).eval()
+    fitted, report = fit(rgb.state_dict(), model.state_dict(), model.own_grid, prefix='')
+    model.load_state_dict(fitted)
+    weight = rgb.patch_embed.projection.weight
+    torch.testing.assert_close(model.patch_embed.projection.weight, adapt_input_conv(channels, weight))
+    assert report.expanded == ([] if channels == 3 else ['patch_embed.projection.weight'])
+    assert not report.missing
+    image = torch.randn(2, 3, 64, 64)
+    if channels == 1:
+        grey = image[:, :1]
+        image = grey.expand(-1, 3, -1, -1)
+        torch.testing.assert_close(model(grey)[0], rgb(image)[0], atol=1e-5, rtol=1e-5)
+    elif channels != 4:
+        repeated = image.repeat(1, channels // 3, 1, 1)
+        torch.testing.assert_close(model(repeated)[0], rgb(image)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_fewer_bands_are_refused():
+    with pytest.raises(ValueError, match='of 12 bands cannot be cut down to 3'):
+        inflate_bands(torch.zeros(2, 12, 4, 4), 3)
+    wide, model = BEiTViT(**PLUS, in_channels=12), BEiTViT(**PLUS)
+    with pytest.raises(CheckpointError, match=r'projection.weight is \(48, 12, 16, 16\), the model has \(48, 3'):
+        fit(wide.state_dict(), model.state_dict(), model.own_grid, prefix='')
+
+
 @pytest.mark.parametrize('positions', [False, True])
 def test_any_size_equals_a_model_built_for_it(positions):
     kind = dict(use_abs_pos_emb=positions, use_rel_pos_bias=not positions, out_type='raw')
@@ -150,35 +224,6 @@ def test_any_size_equals_a_model_built_for_it(positions):
     other.load_state_dict(state)
     image = torch.randn(1, 3, 96, 48)
     torch.testing.assert_close(model(image)[0], other(image)[0], atol=1e-5, rtol=1e-5)
-
-
-def test_fused_equals_plain_attention():
-    fused, plain = BEiTViT(**PLUS), BEiTViT(**PLUS, fused_attention=False)
-    randomised(fused)
-    plain.load_state_dict(fused.state_dict())
-    plain.eval()
-    image = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(fused(image)[0], plain(image)[0], atol=1e-5, rtol=1e-5)
-
-
-def test_each_branch_is_dropped_at_the_stated_rate():
-    drop = DropPath(0.3).train()
-    out = drop(torch.ones(20_000, 2, 2))
-    dropped = out[:, 0, 0].eq(0).float().mean().item()
-    assert dropped == pytest.approx(0.3, abs=0.015)
-    torch.testing.assert_close(out.max(), torch.tensor(1 / 0.7))
-    assert out.flatten(1).std(dim=1).max() == 0  # whole samples
-    model = BEiTViT(**PLUS, drop_path_rate=0.5)
-    assert [block.drop_path.rate for block in model.layers] == [0.0, 0.25, 0.5]
-    # a block whose branches each add one: 0, 1 or 2 of them survive, scaled by 1 / keep
-    block = model.layers[2].train()
-    block.attn.forward = lambda x, bias: torch.ones_like(x)
-    block.ffn.forward = lambda x: torch.ones_like(x)
-    block.gamma_1 = block.gamma_2 = None
-    added = block(torch.zeros(8000, 1, 48), None)[:, 0, 0]
-    shares = [added.eq(value).float().mean().item() for value in (0.0, 2.0, 4.0)]
-    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)  # mmpretrain's FFN branch survives 0.25, not 0.5
 
 
 def test_frozen_stages_stay_frozen_and_in_eval():
@@ -205,6 +250,18 @@ def test_masked_patches_are_hidden():
     assert not torch.equal(model(image)[0], model(other)[0])
 
 
+def test_features_of_any_blocks():
+    """Raw features are the blocks' own outputs, in the order asked for; only the last is normalised."""
+    model = randomised(BEiTViT(**PLUS, out_type='raw', final_norm=True, out_indices=(2, 0, -2)))
+    seen = []
+    for block in model.layers:
+        block.register_forward_hook(lambda module, args, output: seen.append(output))
+    last, first, middle = model(torch.randn(1, 3, 64, 64))
+    assert torch.equal(first, seen[0])
+    assert torch.equal(middle, seen[1])
+    assert torch.equal(last, model.ln1(seen[2]))
+
+
 def test_outputs_and_attention_maps_agree():
     model = randomised(BEiTViT(**PLUS, out_type='featmap', out_indices=(0, -1)))
     raw = randomised(BEiTViT(**PLUS, out_type='raw', out_indices=[0, 2]))
@@ -217,27 +274,6 @@ def test_outputs_and_attention_maps_agree():
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones(2, 3, 9))
 
 
-# As in mmseg's configs/_base_/models/upernet_beit.py, every argument of it
-MMSEG = dict(
-    img_size=(64, 64), patch_size=16, in_channels=3, embed_dims=48, num_layers=4, num_heads=3, mlp_ratio=4,
-    out_indices=(0, 1, 2, 3), qv_bias=True, attn_drop_rate=0.0, drop_path_rate=0.1,
-    norm_cfg=dict(type='LN', eps=1e-6), act_cfg=dict(type='GELU'), norm_eval=False, init_values=0.1,
-)  # fmt: skip
-
-
-def test_a_prefix_is_enough_for_mmseg():
-    """mmseg's arguments as they are give mmseg's keys and feature maps."""
-    from mmseg.models.backbones import BEiT as MMSegBEiT
-
-    ours, theirs = randomised(BEiTViT(**MMSEG)), MMSegBEiT(**MMSEG)
-    theirs.eval()
-    assert set(ours.state_dict()) == {k for k in theirs.state_dict() if not k.endswith('relative_position_index')}
-    theirs.load_state_dict(ours.state_dict(), strict=False)
-    image = torch.randn(2, 3, 64, 64)
-    for a, b in zip(ours(image), theirs(image), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
-
 def test_spellings_of_mmseg():
     spelt = BEiTViT(embed_dims=48, num_layers=3, num_heads=3, mlp_ratio=2, init_values=0, qv_bias=False, img_size=64)
     same = BEiTViT(
@@ -245,12 +281,10 @@ def test_spellings_of_mmseg():
     )
     shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (spelt, same)]
     assert shapes[0] == shapes[1]
-    with pytest.raises(ValueError, match='patch_norm=True: every BEiT has patch_norm=False'):
-        BEiTViT(**{**MMSEG, 'patch_norm': True})
 
 
 def test_constants_do_not_remember_who_asked_first():
-    """An index made in inference mode, or on the meta device, would break every later training step."""
+    """An index made in inference mode, on the meta device or in an export would break every later step."""
     sizes = [(16 * rows, 16 * 7) for rows in (5, 6)]  # grids that no other test uses
     model = BEiTViT(**PLUS, use_abs_pos_emb=False)
     with torch.inference_mode():
@@ -271,13 +305,33 @@ def test_constants_do_not_remember_who_asked_first():
         (dict(arch=dict(embed_dims=3)), 'feedforward_channels'),
         (dict(out_type='avg'), "out_type='avg' is none of raw"),
         (dict(use_shared_rel_pos_bias=True), 'exclude each other'),
-        (dict(out_indices=12), 'block 12'),
+        (dict(out_indices=12), 'block 12, but there are 12'),
+        (dict(out_indices=(3, -13)), 'block -13, but there are 12'),
+        (dict(arch=dict(TINY, num_heads=5)), 'num_heads=5 does not divide embed_dims=48'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate=1.0 must be in \[0, 1\)'),
+        (dict(frozen_stages=13), r'frozen_stages=13 must be in -1..12'),
+        (dict(norm_cfg=dict(type='BN')), 'every BEiT has LayerNorm'),
+        (dict(variant='beit+'), "variant='beit\\+' is none of beit, beit_plus"),
+        (dict(variant='beit', layer_scale_init_value=0.5), 'decides layer_scale_init_value'),
         (dict(img_size=230), 'does not divide into patches of 16'),
     ],
 )
 def test_mistakes_are_named(arguments, message):
     with torch.device('meta'), pytest.raises(ValueError, match=message):
         BEiTViT(**arguments)
+
+
+def test_masks_and_images_that_do_not_fit():
+    model = BEiTViT(**PLUS, with_mask_token=True)
+    image = torch.zeros(2, 3, 64, 64)
+    with pytest.raises(ValueError, match=r'mask is for 2 x 5 x 5 .* the batch has 2 images of 4 x 4 patches'):
+        model(image, torch.zeros(2, 5, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r'mask is for 2 x 2 x 8 .* 2 images of 4 x 4 patches'):
+        model(image, torch.zeros(2, 2, 8, dtype=torch.bool))  # as many patches, another shape
+    with pytest.raises(ValueError, match=r'mask is for 1 x 4 x 4'):
+        model(image, torch.zeros(1, 4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match='images have 4 channels, the patch embedding takes in_channels=3'):
+        model(torch.zeros(1, 4, 64, 64))
 
 
 def test_frozen_stem_and_frozen_whole():
@@ -290,19 +344,6 @@ def test_frozen_stem_and_frozen_whole():
     assert torch.equal(whole(image)[0], whole.eval()(image)[0])  # nothing is dropped in a linear probe
     shared = BEiTViT(**PLUS, use_rel_pos_bias=False, use_shared_rel_pos_bias=True, frozen_stages=1)
     assert not shared.rel_pos_bias.relative_position_bias_table.requires_grad  # mmpretrain forgets this one
-
-
-@pytest.mark.parametrize('fused', [True, False])
-def test_attention_dropout_is_applied(fused):
-    """mmpretrain and mmseg take `attn_drop_rate` and lose it."""
-    model = randomised(BEiTViT(**PLUS, fused_attention=fused, use_rel_pos_bias=False, attn_drop_rate=0.5))
-    attention, x = model.layers[0].attn, torch.randn(1, 5, 48)
-    with torch.no_grad():
-        exact = attention(x, None)
-        draws = torch.stack([attention.train()(x, None) for _ in range(2000)])
-    spread = draws.std(dim=0)
-    assert spread.min() > 0.01
-    assert ((draws.mean(dim=0) - exact).abs() / (spread / 2000**0.5)).max() < 5  # right on average
 
 
 def test_wrong_argument_and_size():

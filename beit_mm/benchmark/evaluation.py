@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..checkpoints.load import read, sha256
-from ..models.backbone import ARCHITECTURES
+from ..models.architectures import ARCHITECTURES, variant_of
 from .records import Record, RecordError, make
 
 TASK_OF_METRIC = {  # the metric that the leaderboard ranks by: its task
@@ -38,10 +38,7 @@ def preset_of(backbone: dict | None) -> str:
         size = f'D{arch["embed_dims"]} L{arch["num_layers"]}' if isinstance(arch, dict) else str(arch)
     if kind != 'BEiTViT':
         return f'{kind} {size}'
-    biased = backbone.get('use_rel_pos_bias', True) or backbone.get('use_shared_rel_pos_bias', False)
-    scaled = (backbone.get('layer_scale_init_value', 0.1) or 0) > 0
-    kinds = {(False, False): 'beit', (True, True): 'beit_plus'}
-    return f'{kinds.get((bool(biased), scaled), "beit, mixed")} {size}'
+    return f'{variant_of(backbone)} {size}'
 
 
 def record_of(runner: Runner, config: Config, checkpoint: str, metrics: dict[str, float], seconds: float) -> Record:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..ops.pixels import inflate_bands
 from ..ops.relative_position import NUM_CLASS_ROWS, num_offsets, resize_positions, resize_table
 
 
@@ -110,6 +111,7 @@ def _few(names: list[str]) -> str:
     return ', '.join(names[:3]) + (f', ... {len(names) - 3} more' if len(names) > 3 else '')
 
 
+PATCH_EMBEDDING = 'patch_embed.projection.weight'
 TABLE, SHARED_TABLE = 'relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'
 # Of the backbone: what a pre-training checkpoint has and a fine-tuned model may lack, and the other way round.
 # Official fine-tuning with mean pooling drops the pre-trained `norm` and starts `fc_norm` (ln2) at one and zero;
@@ -127,9 +129,9 @@ def fit(
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
     """Fit weights to a model whose state dict is `own` and whose backbone (under `prefix`) has `grid` patches.
 
-    A shared relative position table is expanded to all blocks, tables and positions are resized, heads of
-    another shape or name keep their initial values. Raises CheckpointError when any other part of the
-    backbone is missing, left over or of another shape.
+    A shared relative position table is expanded to all blocks, tables and positions are resized, the patch
+    embedding is inflated to more bands, heads of another shape or name keep their initial values. Raises
+    CheckpointError when any other part of the backbone is missing, left over or of another shape.
     """
     report = LoadReport()
     weights = {k: v for k, v in weights.items() if not k.endswith('relative_position_index')}
@@ -138,7 +140,7 @@ def fit(
     if shared in weights and shared not in own and per_block:
         table = weights.pop(shared)
         weights.update({key: table.clone() for key in per_block})
-        report.expanded = per_block
+        report.expanded = list(per_block)
     fitted = {}
     refused = []
     for key, value in weights.items():
@@ -150,9 +152,10 @@ def fit(
                 report.dropped.append(key)
             continue
         if in_backbone and value.shape != own[key].shape:
-            value = _resized(key, value, grid, interpolation)
+            value = _resized(key, value, own[key].shape, grid, interpolation)
             if value.shape == own[key].shape:
-                report.resized.append(key)
+                fate = report.expanded if key.endswith(PATCH_EMBEDDING) else report.resized
+                fate.append(key)
         if value.shape == own[key].shape:
             fitted[key] = value
             if key not in report.resized and key not in report.expanded:
@@ -175,8 +178,12 @@ def fit(
     return fitted, report
 
 
-def _resized(key: str, value: torch.Tensor, grid: tuple[int, int], interpolation: str) -> torch.Tensor:
-    """Tables and positions on another square grid, resized to `grid`; all else as it is."""
+def _resized(
+    key: str, value: torch.Tensor, wanted: torch.Size, grid: tuple[int, int], interpolation: str
+) -> torch.Tensor:
+    """Tables and positions of another square grid resized to `grid`, bands inflated; all else as it is."""
+    if key.endswith(PATCH_EMBEDDING) and value.ndim == 4 and (wanted[1] == 1 or wanted[1] > value.shape[1]):
+        return inflate_bands(value, wanted[1])
     if key.endswith(TABLE):
         side = (math.isqrt(value.shape[0] - NUM_CLASS_ROWS) + 1) // 2
         return resize_table(value, (side, side), grid) if num_offsets((side, side)) == value.shape[0] else value

@@ -1,4 +1,4 @@
-"""How a BEiT is described: mmpretrain's presets, and mmseg's keywords for the same things."""
+"""How a BEiT is described: mmpretrain's presets, the two variants, and mmseg's keywords for the same things."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,6 +20,18 @@ ALIASES = {
     'b': 'base',
     'l': 'large',
 }
+# The four arguments that tell the paper's main model from the one that the official code trains.
+VARIANTS = {
+    'beit': dict(
+        use_abs_pos_emb=True, use_rel_pos_bias=False, use_shared_rel_pos_bias=False, layer_scale_init_value=0.0
+    ),
+    'beit_plus': dict(
+        use_abs_pos_emb=False, use_rel_pos_bias=True, use_shared_rel_pos_bias=False, layer_scale_init_value=0.1
+    ),
+}
+DEEP, DEEP_LAYER_SCALE = 24, 1e-5  # official commands: LayerScale starts at 0.1 for base, at 1e-5 for large
+# mmpretrain's arguments that every BEiT sets to one value (or that are empty unless something else is changed).
+MMPRETRAIN_FIXED = {'with_cls_token': (True,), 'patch_cfg': ({}, {'padding': 0}), 'layer_cfgs': ({},)}
 MMSEG_TRANSLATED = ('embed_dims', 'num_layers', 'num_heads', 'mlp_ratio', 'qv_bias', 'init_values', 'pretrained')
 # Of mmseg's arguments, those that every BEiT sets to one value; `norm_eval` is about BatchNorm, which it has not.
 MMSEG_FIXED = {'patch_norm': (False,), 'num_fcs': (2,), 'act_cfg': (dict(type='GELU'),), 'norm_eval': (False, True)}
@@ -38,6 +50,41 @@ def architecture(arch: str | dict) -> dict:
     if set(arch) != wanted:
         raise ValueError(f'BEiTViT: a custom arch is a dict of {", ".join(sorted(wanted))}; got {", ".join(arch)}')
     return dict(arch)
+
+
+def variant_arguments(variant: str, num_layers: int, pretraining: bool, given: tuple) -> tuple:
+    """What `variant` stands for, in the order of VARIANTS; `beit_plus` shares one table in pre-training.
+
+    given: the same four as they were passed. One that was changed by hand as well is an error.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f'BEiTViT: variant={variant!r} is none of {", ".join(VARIANTS)}')
+    for (name, default), value in zip(VARIANTS['beit_plus'].items(), given, strict=True):
+        if value != default:
+            raise ValueError(f'BEiTViT: variant={variant!r} decides {name}, and {name}={value!r} is given; drop one')
+    chosen = dict(VARIANTS[variant])
+    if variant == 'beit_plus':
+        chosen.update(use_rel_pos_bias=not pretraining, use_shared_rel_pos_bias=pretraining)
+        if num_layers >= DEEP:
+            chosen['layer_scale_init_value'] = DEEP_LAYER_SCALE
+    return tuple(chosen.values())
+
+
+def variant_of(backbone: dict) -> str:
+    """`beit`, `beit_plus` or `beit, mixed`: what the arguments of a BEiTViT's config amount to."""
+    if 'variant' in backbone:
+        return backbone['variant']
+    biased = backbone.get('use_rel_pos_bias', True) or backbone.get('use_shared_rel_pos_bias', False)
+    scaled = (backbone.get('layer_scale_init_value', 0.1) or 0) > 0
+    return {(False, False): 'beit', (True, True): 'beit_plus'}.get((bool(biased), scaled), 'beit, mixed')
+
+
+def refuse_changed(given: dict) -> dict:
+    """Arguments of mmpretrain that no BEiT changes: taken at their one value, else an error. Returns the rest."""
+    for name, values in MMPRETRAIN_FIXED.items():
+        if name in given and given[name] not in values:
+            raise ValueError(f'BEiTViT: {name}={given[name]!r}: every BEiT has {name}={values[0]!r}')
+    return {name: value for name, value in given.items() if name not in MMPRETRAIN_FIXED}
 
 
 def translate_mmseg(given: dict, own_arguments: Iterable[str], arch: str | dict, bias: str | bool, layer_scale: float):

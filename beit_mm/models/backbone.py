@@ -12,163 +12,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..checkpoints.load import CheckpointError, fit, state_dict_of
-from ..ops.relative_position import num_offsets, relative_position_index, resize_positions, resize_table
+from ..ops.relative_position import resize_positions
 from ..registry import MODELS
-from .architectures import ARCHITECTURES, architecture, translate_mmseg  # noqa: F401  (read from here too)
+from .architectures import architecture, refuse_changed, translate_mmseg, variant_arguments
+from .block import Block, RelativePositionBias, position_bias
 
 OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
 INIT_STD = 0.02  # official modeling_finetune.py and modeling_pretrain.py
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training a sample's branch is dropped with probability `rate`, the rest scaled up."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.rate
-        return x * x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep).div_(keep)
-
-    def extra_repr(self) -> str:
-        return f'rate={self.rate:.3f}'
-
-
-class RelativePositionBias(nn.Module):
-    """A learned bias per head and offset (query minus key), zero at the start; see ops/relative_position.py."""
-
-    def __init__(self, grid: tuple[int, int], num_heads: int) -> None:
-        super().__init__()
-        self.grid = grid
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(num_offsets(grid), num_heads))
-
-    def forward(self, grid: tuple[int, int]) -> torch.Tensor:
-        """The bias (h, T, T) for `grid`, resized from the table's own grid where they differ."""
-        return position_bias(self.relative_position_bias_table, self.grid, grid)
-
-
-def position_bias(table: torch.Tensor, own_grid: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """Look the table (rows, h) up for every pair of tokens: (h, T, T)."""
-    index = relative_position_index(grid).to(table.device)
-    by_head = resize_table(table, own_grid, grid).T.contiguous()
-    return by_head.index_select(1, index.flatten()).view(-1, *index.shape)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with biases for q and v only and an optional relative position bias."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        bias: str | bool,
-        grid: tuple[int, int] | None,
-        attn_drop: float,
-        proj_drop: float,
-        fused: bool,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.scale = (dim // num_heads) ** -0.5
-        self.fused = fused
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias is True)
-        self.q_bias = self.v_bias = None
-        if bias == 'qv_bias':
-            self.q_bias = nn.Parameter(torch.zeros(dim))
-            self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.own_grid = grid
-        self.relative_position_bias_table = None
-        if grid is not None:
-            self.relative_position_bias_table = nn.Parameter(torch.zeros(num_offsets(grid), num_heads))
-        self.attn_drop = attn_drop
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-
-    def split_heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, T, D) -> q, k, v, each (B, h, T, D / h)."""
-        qkv_bias = self.qkv.bias
-        if self.q_bias is not None:
-            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)
-        return qkv.view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def probabilities(self, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Softmax of the scaled products plus bias: (B, h, T, T)."""
-        logits = (q * self.scale) @ k.transpose(-2, -1)
-        if bias is not None:
-            logits = logits + bias
-        return logits.softmax(dim=-1)
-
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """x (B, T, D), bias (h, T, T) or None -> (B, T, D)."""
-        q, k, v = self.split_heads(x)
-        dropout = self.attn_drop if self.training else 0.0
-        learns_bias = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-        # The fused kernels give no gradient for the bias; asked for one, SDPA is slower than the plain form.
-        if self.fused and not learns_bias:
-            mask = None if bias is None else bias.unsqueeze(0).to(q.dtype)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale)
-        else:
-            out = F.dropout(self.probabilities(q, k, bias), dropout, self.training) @ v
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(x.shape)))
-
-
-class FeedForward(nn.Module):
-    """Linear, GELU, linear, dropout. The nesting of `layers` gives mmcv's FFN key names."""
-
-    def __init__(self, dim: int, hidden: int, drop: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Sequential(nn.Linear(dim, hidden), nn.GELU()), nn.Linear(hidden, dim), nn.Dropout(drop)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: x + drop_path(gamma * branch(ln(x))) for attention, then for the MLP."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        hidden: int,
-        bias: str | bool,
-        grid: tuple[int, int] | None,
-        drop: float,
-        attn_drop: float,
-        drop_path: float,
-        layer_scale: float,
-        eps: float,
-        fused: bool,
-    ) -> None:
-        super().__init__()
-        self.ln1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, num_heads, bias, grid, attn_drop, drop, fused)
-        self.ln2 = nn.LayerNorm(dim, eps=eps)
-        self.ffn = FeedForward(dim, hidden, drop)
-        self.drop_path = DropPath(drop_path)
-        self.gamma_1 = self.gamma_2 = None
-        if layer_scale > 0:
-            self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
-            self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
-
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        attended = self.attn(self.ln1(x), bias)
-        x = x + self.drop_path(attended if self.gamma_1 is None else self.gamma_1 * attended)
-        transformed = self.ffn(self.ln2(x))
-        return x + self.drop_path(transformed if self.gamma_2 is None else self.gamma_2 * transformed)
 
 
 class PatchEmbed(nn.Module):
@@ -179,6 +36,11 @@ class PatchEmbed(nn.Module):
         self.projection = nn.Conv2d(in_channels, dim, patch, patch)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] != self.projection.in_channels:
+            raise ValueError(
+                f'BEiTViT: the images have {x.shape[1]} channels, the patch embedding takes '
+                f'in_channels={self.projection.in_channels}'
+            )
         return self.projection(x).flatten(2).transpose(1, 2)
 
 
@@ -186,24 +48,31 @@ class PatchEmbed(nn.Module):
 class BEiTViT(BaseModule):
     """BEiT's backbone. Takes mmpretrain's `BEiTViT` arguments; state-dict keys are mmpretrain's and mmseg's.
 
-    arch: a preset of ARCHITECTURES, or a dict of embed_dims, num_layers, num_heads, feedforward_channels.
+    arch: a preset (deit-tiny, deit-small, base, large; see architectures.py), or a dict of embed_dims,
+        num_layers, num_heads, feedforward_channels.
         mmseg's spellings (embed_dims, num_layers, num_heads, mlp_ratio, qv_bias, init_values, ...) are
         taken too, as keywords; the default `out_type` is then mmseg's.
     img_size: pixels, (H, W) or one number: the grid that tables and positions are made for. Any other size
         that the patch size divides works at run time; they are resized.
-    out_indices: blocks whose outputs are returned, 0-based, negative from the end.
+    in_channels: weights trained on another number are inflated on loading (`ops.pixels.inflate_bands`).
+    out_indices: blocks whose outputs are returned, in this order, 0-based, negative from the end.
+    drop_rate, attn_drop_rate: dropout of embeddings, projections and MLPs, and of attention probabilities.
+    drop_path_rate: stochastic depth of each branch, rising linearly from 0 at the first block.
     out_type: `raw` (B, T, D), `cls_token` (B, D), `featmap` (B, D, Gh, Gw), or `avg_featmap` (B, D), the
         mean over patches through `ln2` (the default, as in mmpretrain).
     final_norm: LayerNorm `ln1` after the last block (pre-training and class-token output).
-    use_abs_pos_emb, use_rel_pos_bias, use_shared_rel_pos_bias, layer_scale_init_value: True, False, False, 0
-        is `beit` (the paper's main model); False, True, False, 0.1 is `beit_plus`, whose pre-training
-        shares one table (False, False, True, 0.1).
+    variant: `beit` (the paper's main model: absolute positions only) or `beit_plus` (what the official code
+        trains: LayerScale, and a relative position bias, one table for all blocks where there is a mask
+        token, one per block elsewhere). It stands for use_abs_pos_emb, use_rel_pos_bias,
+        use_shared_rel_pos_bias and layer_scale_init_value, which can be given one by one instead.
     with_mask_token: adds the embedding that stands in for masked patches, and the initialisation of
         pre-training, truncated at one sigma.
     frozen_stages: -1 none; 0 freezes the stem (patches, class token, positions); k also the first k blocks.
         Frozen parts stay in eval mode.
     fused_attention: False computes plain matrix products: for export and for counting FLOPs.
+    with_cp: gradient checkpointing, which keeps a block's input only and computes the rest twice.
 
+    Raises ValueError for arguments or inputs that do not fit, naming both numbers.
     Source: official modeling_finetune.py, modeling_pretrain.py; paper section 2.2 and Appendix A.
     """
 
@@ -231,10 +100,13 @@ class BEiTViT(BaseModule):
         interpolate_mode: str = 'bicubic',
         layer_scale_init_value: float = 0.1,
         fused_attention: bool = True,
+        variant: str | None = None,
+        with_cp: bool = False,
         init_cfg: dict | None = None,
-        **mmseg_spellings,
+        **others,
     ) -> None:
         super().__init__(init_cfg)
+        mmseg_spellings = refuse_changed(others)
         if mmseg_spellings:
             arch, bias, layer_scale_init_value = translate_mmseg(
                 mmseg_spellings, inspect.signature(BEiTViT).parameters, arch, bias, layer_scale_init_value
@@ -245,13 +117,31 @@ class BEiTViT(BaseModule):
         self.embed_dims = dim = self.arch_settings['embed_dims']
         self.num_layers = self.arch_settings['num_layers']
         num_heads = self.arch_settings['num_heads']
+        if dim % num_heads:
+            raise ValueError(f'BEiTViT: num_heads={num_heads} does not divide embed_dims={dim}')
+        rates = dict(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        for name, rate in rates.items():
+            if not 0 <= rate < 1:
+                raise ValueError(f'BEiTViT: {name}={rate} must be in [0, 1)')
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(f'BEiTViT: frozen_stages={frozen_stages} must be in -1..{self.num_layers}, its blocks')
+        if variant is not None:
+            use_abs_pos_emb, use_rel_pos_bias, use_shared_rel_pos_bias, layer_scale_init_value = variant_arguments(
+                variant,
+                self.num_layers,
+                with_mask_token,
+                (use_abs_pos_emb, use_rel_pos_bias, use_shared_rel_pos_bias, layer_scale_init_value),
+            )
         if out_type is None:
             out_type = 'featmap' if mmseg_spellings else 'avg_featmap'
         if out_type not in OUT_TYPES:
             raise ValueError(f'BEiTViT: out_type={out_type!r} is none of {", ".join(OUT_TYPES)}')
         if use_rel_pos_bias and use_shared_rel_pos_bias:
             raise ValueError('BEiTViT: use_rel_pos_bias and use_shared_rel_pos_bias exclude each other; choose one')
-        eps = (norm_cfg or {}).get('eps', 1e-6)
+        norm_cfg = norm_cfg or {}
+        if norm_cfg.get('type', 'LN') != 'LN':
+            raise ValueError(f"BEiTViT: norm_cfg type={norm_cfg['type']!r}: every BEiT has LayerNorm, type='LN'")
+        eps = norm_cfg.get('eps', 1e-6)
 
         self.patch_size = patch_size
         self.interpolate_mode = interpolate_mode
@@ -259,6 +149,7 @@ class BEiTViT(BaseModule):
         self.out_indices = _block_indices(out_indices, self.num_layers)
         self.out_type = out_type
         self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
 
         self.patch_embed = PatchEmbed(in_channels, dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -363,7 +254,12 @@ class BEiTViT(BaseModule):
         if mask is not None:
             if self.mask_token is None:
                 raise ValueError('BEiTViT: a mask needs a mask token; build with with_mask_token=True')
-            tokens = torch.where(mask.flatten(1)[..., None], self.mask_token.to(tokens.dtype), tokens)
+            if mask.flatten(1).shape != tokens.shape[:2] or (mask.ndim == 3 and tuple(mask.shape[1:]) != grid):
+                raise ValueError(
+                    f'BEiTViT: the mask is for {" x ".join(map(str, mask.shape))} (images x patches), '
+                    f'the batch has {len(tokens)} images of {grid[0]} x {grid[1]} patches'
+                )
+            tokens = torch.where(mask.flatten(1).bool()[..., None], self.mask_token.to(tokens.dtype), tokens)
         tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
             tokens = tokens + resize_positions(self.pos_embed, self.own_grid, grid, self.interpolate_mode)
@@ -373,19 +269,25 @@ class BEiTViT(BaseModule):
         table = block.attn.relative_position_bias_table
         return shared if table is None else position_bias(table, self.own_grid, grid)
 
+    def _through(self, block: Block, tokens: torch.Tensor, shared: torch.Tensor | None, grid) -> torch.Tensor:
+        return block(tokens, self._bias(block, shared, grid))
+
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """x (B, C, H, W); mask (B, Gh, Gw) bool, True = hidden. One output per entry of `out_indices`."""
+        """x (B, C, H, W); mask (B, Gh, Gw) or (B, N) bool, True = hidden. One output per entry of `out_indices`."""
         grid = self._grid(*x.shape[-2:])
         tokens = self.embed(x, mask, grid)
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
-        outputs = []
+        outputs = {}
         for i, block in enumerate(self.layers):
-            tokens = block(tokens, self._bias(block, shared, grid))
+            if self.with_cp and torch.is_grad_enabled():
+                tokens = checkpoint(self._through, block, tokens, shared, grid, use_reentrant=False)
+            else:
+                tokens = self._through(block, tokens, shared, grid)
             if i == self.num_layers - 1 and self.ln1 is not None:
                 tokens = self.ln1(tokens)
             if i in self.out_indices:
-                outputs.append(self._output(tokens, grid))
-        return tuple(outputs)
+                outputs[i] = self._output(tokens, grid)
+        return tuple(outputs[i] for i in self.out_indices)
 
     def _output(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         if self.out_type == 'raw':

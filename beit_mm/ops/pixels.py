@@ -1,4 +1,4 @@
-"""Pixels as the models see them: patches and back, and DALL-E's range of values."""
+"""Pixels as the models see them: patches and back, other numbers of bands, and DALL-E's range of values."""
 
 import torch
 
@@ -30,3 +30,20 @@ def map_pixels(images: torch.Tensor) -> torch.Tensor:
 def unmap_pixels(images: torch.Tensor) -> torch.Tensor:
     """The inverse of `map_pixels`, clamped to [0, 1]."""
     return torch.clamp((images - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS), 0, 1)
+
+
+def inflate_bands(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """A patch embedding (D, C, p, p) for another number of image bands, (D, channels, p, p).
+
+    To one band the bands are summed: a grey image then gives what its three equal bands gave. To more, they
+    are repeated in turn (R, G, B, R, ...) and scaled by C / channels, which keeps the size of the sum; as
+    timm's `adapt_input_conv`. Raises ValueError for fewer bands, of which some would have to be thrown away.
+    """
+    own = weight.shape[1]
+    if channels == own:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    if channels < own:
+        raise ValueError(f'a patch embedding of {own} bands cannot be cut down to {channels}')
+    return weight.repeat(1, -(-channels // own), 1, 1)[:, :channels] * (own / channels)

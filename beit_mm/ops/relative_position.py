@@ -6,7 +6,6 @@ RelativePositionBias, and run_class_finetuning.py (resizing).
 """
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,28 +21,20 @@ def num_offsets(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLASS_ROWS
 
 
-def _constant(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Keep what `make` returns: a plain CPU tensor even if inference mode or another default device asks first."""
-
-    @functools.lru_cache(maxsize=64)
-    @functools.wraps(make)
-    def made(*sizes) -> torch.Tensor:
-        with torch.inference_mode(False), torch.device('cpu'):
-            return make(*sizes)
-
-    return made
-
-
-@_constant
 def relative_position_index(grid: Grid) -> torch.Tensor:
     """(1 + h*w, 1 + h*w) int64: the table row for each pair (query, key); position 0 is the class token."""
+    return torch.from_numpy(_index(grid))
+
+
+# What is kept are arrays: a tensor would remember the mode (inference, meta, export) of whoever asked first.
+@functools.lru_cache(maxsize=64)
+def _index(grid: Grid) -> np.ndarray:
     h, w = grid
-    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
-    rows, columns = rows.flatten(), columns.flatten()
+    rows, columns = (axis.reshape(-1) for axis in np.mgrid[:h, :w])
     down = rows[:, None] - rows[None, :] + h - 1
     right = columns[:, None] - columns[None, :] + w - 1
     total = num_offsets(grid)
-    index = torch.zeros(1 + h * w, 1 + h * w, dtype=torch.int64)
+    index = np.zeros((1 + h * w, 1 + h * w), dtype=np.int64)
     index[1:, 1:] = down * (2 * w - 1) + right
     index[0, :] = total - 3
     index[:, 0] = total - 2
@@ -67,24 +58,28 @@ def _geometric_ratio(half_src: int, half_dst: int) -> float:
     return q
 
 
-@_constant
 def resize_matrix(src: int, dst: int) -> torch.Tensor:
     """(2*dst - 1, 2*src - 1) float64: resamples offsets along one axis, from `src` to `dst` patches.
 
     Source samples stand at geometrically growing distances, so near offsets keep their resolution; between
     them runs a cubic spline, and outside the outermost sample is repeated.
     """
+    return torch.from_numpy(_matrix(src, dst))
+
+
+@functools.lru_cache(maxsize=64)
+def _matrix(src: int, dst: int) -> np.ndarray:
     n_src, n_dst = 2 * src - 1, 2 * dst - 1
     if src == dst:
-        return torch.eye(n_src, dtype=torch.float64)
+        return np.eye(n_src)
+    if n_src == 1:
+        return np.ones((n_dst, 1))
     q = _geometric_ratio(n_src // 2, n_dst // 2)
     distance = np.cumsum(q ** np.arange(n_src // 2))
     at = np.concatenate([-distance[::-1], [0.0], distance])
     wanted = np.clip(np.arange(-(n_dst // 2), n_dst // 2 + 1, dtype=float), at[0], at[-1])
-    if n_src == 1:
-        return torch.ones(n_dst, 1, dtype=torch.float64)
     spline = make_interp_spline(at, np.eye(n_src), k=min(3, n_src - 1))
-    return torch.from_numpy(spline(wanted))
+    return spline(wanted)
 
 
 def resize_table(table: torch.Tensor, src_grid: Grid, dst_grid: Grid) -> torch.Tensor:
