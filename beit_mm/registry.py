@@ -5,6 +5,7 @@ from mmengine import registry as root
 MODELS = root.Registry('model', parent=root.MODELS, scope='beit_mm', locations=['beit_mm.models'])
 DATASETS = root.Registry('dataset', parent=root.DATASETS, scope='beit_mm', locations=['beit_mm.data'])
 TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='beit_mm', locations=['beit_mm.data'])
+DATA_SAMPLERS = root.Registry('data sampler', parent=root.DATA_SAMPLERS, scope='beit_mm', locations=['beit_mm.data'])
 METRICS = root.Registry('metric', parent=root.METRICS, scope='beit_mm', locations=['beit_mm.engine'])
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='beit_mm', locations=['beit_mm.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(

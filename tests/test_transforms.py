@@ -1,13 +1,19 @@
 """data/transforms.py and data/preprocess.py: two views of one box, antialiased as the official code's, and masks."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ks_2samp
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import functional as F
 
-from beit_mm.data import embedded
+from beit_mm.data import embedded, transforms
 from beit_mm.data.preprocess import MIMDataPreprocessor
-from beit_mm.data.transforms import MaskPatches, PackMIM, TwoViewCrop, random_resized_box, resize
+from beit_mm.data.sampling import Draw, generator_of
+from beit_mm.data.transforms import ColorJitter, MaskPatches, PackMIM, TwoViewCrop, random_resized_box, resize
 
 PHOTO = np.ascontiguousarray(embedded.load_photograph(5)[:150, :200])
 
@@ -18,10 +24,105 @@ def test_both_views_are_the_same_box_resized_by_pillow():
     results = crop.transform(dict(img=PHOTO))
     np.random.seed(3)
     rng = np.random.default_rng(np.random.randint(0, 2**31, size=4))
+    rng.random()  # the flip
     top, left, h, w = random_resized_box(rng, 150, 200, (0.08, 1.0), (3 / 4, 4 / 3))
     box = Image.fromarray(PHOTO[top : top + h, left : left + w])
     np.testing.assert_array_equal(results['patches'], np.asarray(box.resize((64, 64), Image.Resampling.BICUBIC)))
     np.testing.assert_array_equal(results['tokens_view'], np.asarray(box.resize((32, 32), Image.Resampling.LANCZOS)))
+
+
+def official_views(image, factors, box, flip, sizes):
+    """The official loader by torchvision and Pillow: jitter, flip, crop, and the same box resized twice."""
+    picture = Image.fromarray(image)
+    functions = dict(brightness=F.adjust_brightness, contrast=F.adjust_contrast, saturation=F.adjust_saturation)
+    for name, factor in factors.items():
+        picture = functions[name](picture, factor)
+    picture = F.hflip(picture) if flip else picture
+    top, left, h, w = box
+    kernels = (Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+    return [
+        np.asarray(F.resized_crop(picture, top, left, h, w, (size, size), kernel))
+        for size, kernel in zip(sizes, kernels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize('index', range(6))
+def test_the_whole_loader_equals_the_official_one(index, monkeypatch):
+    """Given the same factors, flip and box: 224 bicubic and 112 Lanczos, pixel for pixel."""
+    draw = Draw(index, (0, 0, index))
+    boxes, factors = [], []
+    monkeypatch.setattr(
+        transforms, 'random_resized_box', lambda *a, real=random_resized_box: boxes.append(real(*a)) or boxes[-1]
+    )
+    apply = ColorJitter.apply
+    monkeypatch.setattr(
+        ColorJitter, 'apply', lambda self, image, chosen: factors.append(chosen) or apply(self, image, chosen)
+    )
+    results = dict(img=PHOTO, sample_idx=draw)
+    for transform in (ColorJitter(0.4, 0.4, 0.4), TwoViewCrop(224, 112, flip=0.5)):
+        results = transform.transform(results)
+    flip = generator_of(dict(sample_idx=draw), 'TwoViewCrop').random() < 0.5
+    top, left, h, w = boxes[0]
+    box = (top, PHOTO.shape[1] - left - w, h, w) if flip else boxes[0]  # where it stands in the mirrored image
+    expected = official_views(PHOTO, factors[0], box, flip, (224, 112))
+    np.testing.assert_array_equal(results['patches'], expected[0])
+    np.testing.assert_array_equal(results['tokens_view'], expected[1])
+
+
+def test_jitter_and_flip_have_the_official_law():
+    jitter, crop = ColorJitter(0.4, 0.2, 0.0), TwoViewCrop(8, None, flip=0.5)
+    drawn, flips = [], 0
+    jitter.apply = lambda image, factors: drawn.append(factors) or image
+    ramp = np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (150, 1, 3))
+    for i in range(800):
+        results = jitter.transform(dict(img=ramp, sample_idx=Draw(i, (0, 0, i))))
+        row = crop.transform(results)['patches'][4, :, 0].astype(int)
+        flips += row[0] > row[-1]
+    assert 0.45 < flips / 800 < 0.55
+    brightness = np.array([f['brightness'] for f in drawn])
+    contrast = np.array([f['contrast'] for f in drawn])
+    assert all('saturation' not in f for f in drawn)
+    for values, x in ((brightness, 0.4), (contrast, 0.2)):
+        assert 1 - x <= values.min() < 1 - 0.97 * x
+        assert 1 + 0.97 * x < values.max() <= 1 + x
+        assert values.std() == pytest.approx(2 * x / 12**0.5, rel=0.06)
+    first = np.mean([next(iter(f)) == 'brightness' for f in drawn])
+    assert 0.45 < first < 0.55
+
+
+def test_jitter_of_grey_bgr_and_other_data():
+    grey = PHOTO[..., :1]
+    changed = ColorJitter().apply(grey, dict(brightness=0.5, saturation=0.1))
+    np.testing.assert_array_equal(changed, (grey * 0.5).astype(np.uint8))
+    bgr = ColorJitter(channel_order='bgr').apply(PHOTO[..., ::-1], dict(saturation=0.3))
+    np.testing.assert_array_equal(bgr[..., ::-1], ColorJitter().apply(PHOTO, dict(saturation=0.3)))
+    with pytest.raises(ValueError, match=r'uint8 images of 1 or 3 bands, this one is float32'):
+        ColorJitter().transform(dict(img=PHOTO.astype(np.float32)))
+    with pytest.raises(ValueError, match='contrast=-1 must be 0 or more'):
+        ColorJitter(contrast=-1)
+    with pytest.raises(ValueError, match='flip=2 must be a probability'):
+        TwoViewCrop(flip=2)
+
+
+@pytest.mark.parametrize('size', [(300, 400), (40, 400), (400, 30), (64, 64)])
+def test_boxes_follow_the_official_law(size):
+    """timm's port of the official crop, 4,000 boxes each: same distribution of every side and offset."""
+    random.seed(0)
+    rng, picture = np.random.default_rng(0), Image.new('L', size[::-1])
+    theirs = np.array(
+        [RandomResizedCropAndInterpolation.get_params(picture, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]
+    )
+    ours = np.array([random_resized_box(rng, *size, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)])
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize('size', [(10, 40), (40, 10), (20, 25)])
+def test_the_last_resort_is_the_official_centre_crop(size):
+    """No box of 4 to 5 times the area fits, so both take the centre of an allowed ratio."""
+    arguments = ((4.0, 5.0), (3 / 4, 4 / 3))
+    theirs = RandomResizedCropAndInterpolation.get_params(Image.new('L', size[::-1]), *arguments)
+    assert random_resized_box(np.random.default_rng(0), *size, *arguments) == tuple(theirs)
 
 
 def test_boxes_keep_scale_and_ratio():

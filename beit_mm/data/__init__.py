@@ -1,5 +1,5 @@
-"""Data sets, transforms and batch preprocessing. Importing registers them under the scope `beit_mm`."""
+"""Data sets, samplers, transforms and batch preprocessing. Importing registers them under the scope `beit_mm`."""
 
-from . import datasets, preprocess, transforms
+from . import datasets, preprocess, sampling, transforms
 
-__all__ = ['datasets', 'preprocess', 'transforms']
+__all__ = ['datasets', 'preprocess', 'sampling', 'transforms']

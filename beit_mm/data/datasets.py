@@ -26,10 +26,11 @@ class _Generated(BaseDataset):
         return [dict(index=i) for i in range(self.length)]
 
     def get_data_info(self, idx: int) -> dict:
-        index = super().get_data_info(idx)['index']
+        info = super().get_data_info(idx)
+        index = info['index']
         if index not in self._made:
             self._made[index] = self.make(index)
-        return dict(self._made[index], sample_idx=index)
+        return dict(self._made[index], sample_idx=info['sample_idx'])
 
     def make(self, index: int) -> dict:
         raise NotImplementedError

@@ -1,4 +1,7 @@
-"""Transforms of masked image modeling: the two-view crop, the mask, and packing.
+"""Transforms of masked image modeling: colour jitter, the two-view crop, the mask, and packing.
+
+In the official order: jitter, flip, one crop, two sizes. What a sample gets depends on its seed, epoch and index
+where the sampler is one of sampling.py.
 
 Images come and go as (H, W, C) arrays under `img`, in the channel order that they were loaded in.
 """
@@ -8,10 +11,11 @@ import math
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from ..ops.masking import blockwise_mask, random_mask
 from ..registry import TRANSFORMS
+from .sampling import generator_of
 
 FILTERS = dict(
     nearest=Image.Resampling.NEAREST,
@@ -20,11 +24,6 @@ FILTERS = dict(
     lanczos=Image.Resampling.LANCZOS,
 )
 CROP_ATTEMPTS = 10  # official transforms.py: then the largest centre crop of an allowed ratio
-
-
-def generator() -> np.random.Generator:
-    """A generator seeded from NumPy's global one, which mmengine seeds per worker."""
-    return np.random.default_rng(np.random.randint(0, 2**31, size=4))
 
 
 def random_resized_box(
@@ -48,15 +47,63 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
     kernel = FILTERS[interpolation]
     height, width = size
     if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.asarray(Image.fromarray(image).resize((width, height), kernel))
+        return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), kernel))
     bands = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(image.shape[2])]
     return np.stack([np.asarray(band.resize((width, height), kernel)) for band in bands], axis=-1)
+
+
+@TRANSFORMS.register_module()
+class ColorJitter(BaseTransform):
+    """Change brightness, contrast and saturation of `img` (uint8, 1 or 3 bands) by random factors in random order.
+
+    Each factor is uniform in [max(0, 1 - x), 1 + x]. `img` is RGB: for grey values as OpenCV loads (BGR), set
+    `channel_order='bgr'`. Source: official datasets.py (torchvision's ColorJitter on Pillow images, no hue).
+    """
+
+    ENHANCERS = dict(brightness=ImageEnhance.Brightness, contrast=ImageEnhance.Contrast, saturation=ImageEnhance.Color)
+
+    def __init__(
+        self, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, channel_order: str = 'rgb'
+    ) -> None:
+        self.strengths = dict(brightness=brightness, contrast=contrast, saturation=saturation)
+        for name, strength in self.strengths.items():
+            if strength < 0:
+                raise ValueError(f'ColorJitter: {name}={strength} must be 0 or more')
+        if channel_order not in ('rgb', 'bgr'):
+            raise ValueError(f'ColorJitter: channel_order={channel_order!r} is neither rgb nor bgr')
+        self.step = 1 if channel_order == 'rgb' else -1
+
+    def transform(self, results: dict) -> dict:
+        image = results['img']
+        if image.dtype != np.uint8 or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+            raise ValueError(
+                f'ColorJitter: takes uint8 images of 1 or 3 bands, this one is {image.dtype} of shape {image.shape}; '
+                f'leave it out for other data'
+            )
+        rng = generator_of(results, 'ColorJitter')
+        factors = {name: rng.uniform(max(0.0, 1 - x), 1 + x) for name, x in self.strengths.items()}
+        order = [list(factors)[i] for i in rng.permutation(len(factors))]
+        results['img'] = self.apply(image, {name: factors[name] for name in order if self.strengths[name]})
+        return results
+
+    def apply(self, image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
+        """Apply the factors, {'brightness' | 'contrast' | 'saturation': factor}, in their order."""
+        pixels = image[..., :: self.step] if image.shape[2:] == (3,) else image.reshape(image.shape[:2])
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        for name, factor in factors.items():
+            picture = self.ENHANCERS[name](picture).enhance(factor)
+        changed = np.asarray(picture)
+        return changed[..., :: self.step] if changed.ndim == 3 else changed.reshape(image.shape)
+
+    def __repr__(self) -> str:
+        return f'ColorJitter({self.strengths})'
 
 
 @TRANSFORMS.register_module()
 class TwoViewCrop(BaseTransform):
     """Crop one random box and resize it twice: `patches` for the backbone, `tokens_view` for the tokenizer.
 
+    flip: probability of mirroring both views, left to right.
     patches_size, tokens_size: sides in pixels; None leaves that view out (a tokenizer is trained on one).
     scale (1, 1) with ratio (1, 1) takes the largest centred square, which is what evaluation wants.
     Source: official transforms.py, RandomResizedCropAndInterpolationWithTwoPic.
@@ -70,6 +117,7 @@ class TwoViewCrop(BaseTransform):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         interpolation: str = 'bicubic',
         tokens_interpolation: str = 'lanczos',
+        flip: float = 0.0,
     ) -> None:
         for name in (interpolation, tokens_interpolation):
             if name not in FILTERS:
@@ -79,18 +127,23 @@ class TwoViewCrop(BaseTransform):
             self.views['patches'] = (patches_size, interpolation)
         if tokens_size:
             self.views['tokens_view'] = (tokens_size, tokens_interpolation)
-        self.scale, self.ratio = scale, ratio
+        if not 0 <= flip <= 1:
+            raise ValueError(f'TwoViewCrop: flip={flip} must be a probability, in [0, 1]')
+        self.scale, self.ratio, self.flip = scale, ratio, flip
 
     def transform(self, results: dict) -> dict:
         image = results['img'] if results['img'].ndim == 3 else results['img'][..., None]
-        top, left, h, w = random_resized_box(generator(), *image.shape[:2], self.scale, self.ratio)
+        rng = generator_of(results, 'TwoViewCrop')
+        flipped = rng.random() < self.flip
+        top, left, h, w = random_resized_box(rng, *image.shape[:2], self.scale, self.ratio)
         box = image[top : top + h, left : left + w]
+        box = box[:, ::-1] if flipped else box  # the box of a mirrored image has the same law
         for view, (size, interpolation) in self.views.items():
             results[view] = resize(box, (size, size), interpolation)
         return results
 
     def __repr__(self) -> str:
-        return f'TwoViewCrop({self.views}, scale={self.scale}, ratio={self.ratio})'
+        return f'TwoViewCrop({self.views}, scale={self.scale}, ratio={self.ratio}, flip={self.flip})'
 
 
 @TRANSFORMS.register_module()
@@ -98,7 +151,9 @@ class MaskPatches(BaseTransform):
     """Choose the patches to predict: `mask` (Gh, Gw) bool, True = predict.
 
     kind: `blockwise` (the paper) or `random` (Table 4). num_masked: 75 of 196 is the paper's 40 %.
-    seed: the mask then depends on the sample's index alone, so that evaluations see the same masks.
+    seed: the mask then depends on the sample's index alone, so that evaluations see the same masks. None:
+        on the key of the sample's Draw, so that any mask of a training run can be made again:
+        `MaskPatches(...).draw(Draw(index, (run's seed, epoch, index)))`.
     """
 
     def __init__(
@@ -117,12 +172,18 @@ class MaskPatches(BaseTransform):
         self.block = dict(min_block=min_block, max_block=max_block, min_aspect=min_aspect)
 
     def transform(self, results: dict) -> dict:
-        rng = generator() if self.seed is None else np.random.default_rng([self.seed, results['sample_idx']])
-        if self.kind == 'random':
-            results['mask'] = random_mask(rng, self.grid, self.num_masked)
-        else:
-            results['mask'] = blockwise_mask(rng, self.grid, self.num_masked, **self.block)
+        results['mask'] = self.draw(results.get('sample_idx'))
         return results
+
+    def draw(self, sample_idx: int | None) -> np.ndarray:
+        """The mask (Gh, Gw) of a sample, which with a `seed` must have an index."""
+        if self.seed is None:
+            rng = generator_of(dict(sample_idx=sample_idx), 'MaskPatches')
+        else:
+            rng = np.random.default_rng([self.seed, sample_idx])
+        if self.kind == 'random':
+            return random_mask(rng, self.grid, self.num_masked)
+        return blockwise_mask(rng, self.grid, self.num_masked, **self.block)
 
     def __repr__(self) -> str:
         return f'MaskPatches({self.kind}, {self.num_masked} of {self.grid[0]} x {self.grid[1]})'

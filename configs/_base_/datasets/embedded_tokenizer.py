@@ -3,7 +3,7 @@
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='beit_mm.SeededInfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='beit_mm.EmbeddedScenes',
@@ -12,8 +12,7 @@ train_dataloader = dict(
         size=80,
         grey=True,
         pipeline=[
-            dict(type='RandomFlip', prob=0.5),
-            dict(type='beit_mm.TwoViewCrop', patches_size=None, tokens_size=32, scale=(0.36, 1.0)),
+            dict(type='beit_mm.TwoViewCrop', patches_size=None, tokens_size=32, scale=(0.36, 1.0), flip=0.5),
             dict(type='beit_mm.PackMIM'),
         ],
     ),

@@ -1,0 +1,107 @@
+"""data/sampling.py: what a sample gets depends on seed, epoch and index alone."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import ConcatDataset, RepeatDataset
+from torch.utils.data import DataLoader
+
+import beit_mm.data  # noqa: F401  (registers)
+from beit_mm.data.sampling import Draw, SeededInfiniteSampler, SeededSampler, generator_of
+from beit_mm.data.transforms import MaskPatches
+from beit_mm.registry import DATASETS
+
+MASK = dict(type='beit_mm.MaskPatches', grid=(8, 8), num_masked=26, min_block=4)
+POOL = dict(
+    type='beit_mm.EmbeddedScenes',
+    split='pool',
+    length=10,
+    size=40,
+    pipeline=[
+        dict(type='beit_mm.ColorJitter'),
+        dict(type='beit_mm.TwoViewCrop', patches_size=32, tokens_size=16, flip=0.5),
+        MASK,
+        dict(type='beit_mm.PackMIM'),
+    ],
+)
+
+
+def batches(num_workers, epochs=2, seed=3):
+    """What a loader gives; the process's own random state is different every time."""
+    np.random.seed()
+    dataset = DATASETS.build(POOL)
+    sampler = SeededSampler(dataset, shuffle=True, seed=seed)
+    loader = DataLoader(dataset, batch_size=5, sampler=sampler, num_workers=num_workers)
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        yield from loader
+
+
+def test_workers_and_processes_change_nothing():
+    first, second, other = list(batches(0)), list(batches(2)), list(batches(0, seed=4))
+    assert len(first) == len(second) == 4
+    for a, b in zip(first, second, strict=True):
+        for key in ('patches', 'tokens_view', 'mask'):
+            assert torch.equal(a[key], b[key])
+    assert not torch.equal(first[0]['mask'], other[0]['mask'])
+
+
+def test_a_mask_of_a_run_can_be_made_again():
+    dataset = DATASETS.build(POOL)
+    sampler = SeededInfiniteSampler(dataset, shuffle=True, seed=3)
+    transform = MaskPatches((8, 8), 26, min_block=4)
+    seen = {}
+    for _, draw in zip(range(25), sampler, strict=False):
+        mask = dataset[draw]['mask'].numpy()
+        seed, epoch, index = draw.key
+        assert (seed, index) == (3, int(draw))
+        np.testing.assert_array_equal(transform.draw(Draw(index, (3, epoch, index))), mask)
+        seen[epoch, index] = mask
+    assert {epoch for epoch, _ in seen} == {0, 1, 2}
+    assert len(seen) == 25
+    once = next(i for e, i in seen if e == 2)
+    assert (seen[0, once] != seen[1, once]).any()
+    assert (seen[1, once] != seen[2, once]).any()
+
+
+def test_the_infinite_sampler_counts_passes_over_ranks(monkeypatch):
+    """Two ranks share every pass; the indices are mmengine's."""
+    draws = []
+    for rank in range(2):
+        monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda rank=rank: (rank, 2))
+        sampler = iter(SeededInfiniteSampler(range(6), shuffle=True, seed=0))
+        draws.append([next(sampler) for _ in range(6)])
+    for epoch in range(2):
+        part = [d for rank in draws for d in rank[3 * epoch : 3 * epoch + 3]]
+        assert sorted(part) == list(range(6))
+        assert {d.key[1] for d in part} == {epoch}
+
+
+def test_purposes_draw_apart_and_no_key_means_the_global_state():
+    results = dict(sample_idx=Draw(5, (0, 1, 5)))
+    one, again, other = (generator_of(results, name).random(4) for name in ('crop', 'crop', 'mask'))
+    assert (one == again).all()
+    assert (one != other).all()
+    np.random.seed(0)
+    first = generator_of(dict(sample_idx=5), 'crop').random()
+    np.random.seed(0)
+    assert generator_of({}, 'crop').random() == first
+
+
+@pytest.mark.parametrize('wrapper', ['concat', 'repeat'])
+def test_data_sets_of_data_sets_keep_the_key(wrapper):
+    """A repeated image gets another mask each time; the same draw gets the same one."""
+    dataset = DATASETS.build(POOL)
+    joined = ConcatDataset([dataset, DATASETS.build(POOL)]) if wrapper == 'concat' else RepeatDataset(dataset, 2)
+    draws = [Draw(i, (0, 0, i)) for i in (3, 13)]
+    masks = [joined[d]['mask'] for d in draws]
+    assert torch.equal(masks[1], joined[draws[1]]['mask'])
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_a_draw_survives_the_way_to_a_worker():
+    draw = pickle.loads(pickle.dumps(Draw(7, (1, 2, 7))))
+    assert (draw, draw.key) == (7, (1, 2, 7))
+    assert [10, 20, 30][Draw(1, (0,))] == 20
