@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine import dist
 
-from beit_mm.models.heads import PixelHead, TokenHead, mean_over_ranks
+from beit_mm.models.heads import PixelHead, TokenHead, over_ranks
 
 
 def test_token_loss_by_hand():
@@ -59,5 +59,25 @@ def test_ragged_masks_over_ranks(monkeypatch):
 
 
 def test_mean_over_one_rank():
-    assert mean_over_ranks(torch.tensor(6.0), 4).item() == 1.5
-    assert mean_over_ranks(torch.tensor(0.0), 0).item() == 0.0
+    for total, count, mean in ((6.0, 4, 1.5), (0.0, 0, 0.0)):
+        loss, counts = over_ranks(torch.tensor(total), count)
+        assert (loss.item(), counts.item()) == (mean, count)
+
+
+def test_an_empty_mask_costs_nothing():
+    """Every parameter still gets a gradient, zero, as DDP needs."""
+    for head, target in ((TokenHead(4, 3), torch.zeros(0, dtype=torch.long)), (PixelHead(4, 6), torch.zeros(0, 6))):
+        losses = head.loss(torch.randn(7, 4)[:0], target)
+        assert losses['loss_mim'].item() == 0
+        assert all(torch.isfinite(value) for value in losses.values())
+        losses['loss_mim'].backward()
+        assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+
+
+def test_entropy_and_codes_used():
+    head = TokenHead(4, 8)
+    losses = head.loss(torch.randn(8, 4), torch.tensor([0, 0, 0, 0, 1, 1, 5, 7]))
+    assert losses['target_entropy'].item() == pytest.approx(1.75 * math.log(2), rel=1e-6)  # 1/2, 1/4, 1/8, 1/8
+    assert losses['codes_used'].item() == 4
+    collapsed = head.loss(torch.randn(8, 4), torch.full((8,), 3))
+    assert (collapsed['target_entropy'].item(), collapsed['codes_used'].item()) == (0, 1)

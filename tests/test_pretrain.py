@@ -120,6 +120,41 @@ def test_hidden_pixels_do_not_reach_the_loss():
     assert torch.equal(mim.loss(data)['loss_mim'], mim.loss(other)['loss_mim'])
 
 
+def test_no_gradient_reaches_a_hidden_pixel():
+    """The logits of every patch, masked or not, through attention and relative positions: exactly zero."""
+    mim, data = model().eval(), batch()
+    image = data['patches'].requires_grad_()
+    hidden = F.interpolate(data['mask'][:, None].float(), scale_factor=8).bool()
+    mim.head(mim.features(data)).square().sum().backward()
+    assert not image.grad[hidden].any()
+    assert image.grad[~hidden].abs().min() > 0
+
+
+def test_an_empty_mask_trains_on():
+    mim, data = model(), batch()
+    data['mask'] = torch.zeros_like(data['mask'])
+    losses = mim.loss(data)
+    assert losses['loss_mim'].item() == 0
+    losses['loss_mim'].backward()
+    assert all(torch.isfinite(p.grad).all() for p in mim.parameters())
+
+
+def test_head_and_target_must_agree():
+    with pytest.raises(ValueError, match='TokenHead predicts one of 17 tokens, TokenTarget has 16'):
+        model(head=dict(type='beit_mm.TokenHead', embed_dims=32, vocab_size=17))
+    with pytest.raises(ValueError, match='TokenHead predicts one of 16 tokens, PixelTarget has None'):
+        model(target=dict(type='beit_mm.PixelTarget', patch_size=8))
+
+
+def test_what_is_logged():
+    """mmengine sums the keys with "loss" in them: there is one, and the count is not among the scalars."""
+    mim = model()
+    loss, logged = mim.parse_losses(mim.loss(batch()))
+    assert set(logged) == {'loss', 'loss_mim', 'masked_accuracy', 'target_entropy', 'codes_used'}
+    assert logged['loss'].item() == logged['loss_mim'].item() == loss.item()
+    assert loss.count.item() == 2 + 4 + 6 + 2  # masked patches
+
+
 def test_overfits_one_batch():
     mim, data = model(), batch(8)
     optimizer = torch.optim.AdamW(mim.parameters(), lr=3e-3)

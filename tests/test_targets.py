@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmpretrain.models.heads import MAEPretrainHead
 from official import golden
 
 from beit_mm.checkpoints.load import CheckpointError, write
@@ -35,12 +36,22 @@ def test_tokens_of_openai(tmp_path):
 
 def test_tokens_computed_before_are_taken():
     tokens = torch.randint(16, (2, 4, 4))
-    assert torch.equal(TokenTarget(TOKENIZER)(dict(tokens=tokens)), tokens.flatten(1))
+    target, mask = TokenTarget(TOKENIZER), torch.zeros(2, 4, 4).bool()
+    assert torch.equal(target(dict(tokens=tokens.int(), mask=mask)), tokens.flatten(1))
+    with pytest.raises(ValueError, match=r'are for 4 x 4 patches, the mask is for 2 x 8'):
+        target(dict(tokens=tokens, mask=mask.view(2, 2, 8)))
+    for wrong in (16, -1):
+        tokens[1, 2, 3] = wrong
+        with pytest.raises(ValueError, match=rf'hold id {wrong}, and the vocabulary has 16 \(0\.\.15\)'):
+            target(dict(tokens=tokens, mask=mask))
 
 
 def test_grids_must_agree():
     data = dict(view(1), mask=torch.zeros(1, 8, 8, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r'the tokenizer gives 16 tokens .* 16 x 16 pixels, .* 64 patches'):
+    with pytest.raises(ValueError, match=r'gives 4 x 4 tokens .* 16 x 16 pixels, the mask is for 8 x 8 patches'):
+        TokenTarget(TOKENIZER)(data)
+    data['mask'] = torch.zeros(1, 2, 8, dtype=torch.bool)  # as many, elsewhere
+    with pytest.raises(ValueError, match=r'gives 4 x 4 tokens .* the mask is for 2 x 8 patches'):
         TokenTarget(TOKENIZER)(data)
 
 
@@ -72,3 +83,12 @@ def test_pixels():
     assert torch.equal(target, patchify(patches, 4))
     # the third patch of the first column's second row: rows 4..7, columns 0..3, the channel fastest
     assert torch.equal(target[1, 2].view(4, 4, 3).permute(2, 0, 1), patches[1, :, 4:8, :4])
+
+
+def test_pixels_normalised_per_patch_are_those_of_mae():
+    patches = torch.randn(2, 3, 16, 16) * 7 + 3
+    patches[0, :, :4, :4] = 2.0  # flat
+    head = MAEPretrainHead(loss=dict(type='PixelReconstructionLoss', criterion='L2'), norm_pix=True, patch_size=4)
+    target = PixelTarget(4, per_patch=True)(dict(patches=patches))
+    torch.testing.assert_close(target, head.construct_target(patches), atol=1e-5, rtol=1e-5)
+    assert not target[0, 0].any()

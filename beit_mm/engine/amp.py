@@ -6,10 +6,9 @@ import logging
 import torch
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
-from mmengine.optim import OptimWrapper
 
 from ..registry import OPTIM_WRAPPERS
+from .accumulation import OptimWrapper
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -42,5 +41,5 @@ def amp_wrapper_type(precision: str) -> str:
     if precision == 'bf16':
         return 'beit_mm.AmpOptimWrapper'
     if torch.cuda.is_available():
-        return f'mmengine.{MMEngineAmpOptimWrapper.__name__}'
+        return 'beit_mm.Fp16OptimWrapper'
     raise ValueError('--amp fp16 needs a CUDA device, and there is none; use --amp bf16, which the CPU has too')

@@ -34,6 +34,12 @@ class MaskedImageModel(BaseModel):
         self.backbone = MODELS.build(backbone)
         self.target = MODELS.build(target)
         self.head = MODELS.build(head)
+        if self.head.vocab_size != self.target.vocab_size:
+            raise ValueError(
+                f'MaskedImageModel: {type(self.head).__name__} predicts one of {self.head.vocab_size} tokens, '
+                f'{type(self.target).__name__} has {self.target.vocab_size}: make both the same '
+                f'(None stands for pixels)'
+            )
         self.predict_all = predict == 'all'
         self.hide = hide
 
@@ -57,6 +63,13 @@ class MaskedImageModel(BaseModel):
         if self.predict_all:
             wanted = torch.ones_like(wanted)
         return self.head.loss(features[wanted], target[wanted])
+
+    def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
+        """The loss to minimise, which knows of how many patches it is the mean (see engine/accumulation.py)."""
+        count = losses.pop('num_predicted')
+        loss, logged = super().parse_losses(losses)
+        loss.count = count
+        return loss, logged
 
     def predict(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """Per image: mask (N,), prediction and target, (N,) token ids or (N, D) pixels, on the CPU."""

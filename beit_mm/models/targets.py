@@ -10,6 +10,19 @@ from ..checkpoints.load import CheckpointError, read, state_dict_of
 from ..ops.pixels import patchify
 from ..registry import MODELS
 
+PATCH_VARIANCE_EPS = 1e-6  # official MAE models_mae.py: a flat patch has no variance
+
+
+def same_grid(tokens: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Do tokens and mask, (B, Gh, Gw) or (B, N), stand for the same patches?"""
+    if tokens.ndim == mask.ndim == 3:
+        return tokens.shape == mask.shape
+    return tokens.flatten(1).shape == mask.flatten(1).shape
+
+
+def grid_of(tensor: torch.Tensor) -> str:
+    return ' x '.join(map(str, tensor.shape[1:]))
+
 
 @MODELS.register_module()
 class TokenTarget(nn.Module):
@@ -18,7 +31,8 @@ class TokenTarget(nn.Module):
     tokenizer: config of a DALLEEncoder, DiscreteVAE or KMeansTokenizer.
     checkpoint: its weights, a local file (a state dict, or a training checkpoint of beit_mm). None keeps
         random weights, which is for tests.
-    A batch that brings `tokens` (computed before) is taken at its word.
+    A batch that brings `tokens` (B, Gh, Gw), computed before, has no need of the tokenizer.
+    Raises ValueError where the grids of tokens and patches, or the ids and the vocabulary, do not agree.
     """
 
     def __init__(self, tokenizer: dict, checkpoint: str | None = None) -> None:
@@ -45,31 +59,53 @@ class TokenTarget(nn.Module):
     @torch.no_grad()
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if 'tokens' in batch:
-            return batch['tokens'].flatten(1).long()
+            return self._given(batch)
         view = batch['tokens_view']
         if next(self.tokenizer.parameters()).device != view.device:
             self.tokenizer.to(view.device)
         # Official code: tokens are computed outside autocast, or some of them change.
         with torch.autocast(view.device.type, enabled=False):
-            tokens = self.tokenizer.tokens(view.float()).flatten(1)
-        patches = batch['mask'].flatten(1).shape[1]
-        if tokens.shape[1] != patches:
+            tokens = self.tokenizer.tokens(view.float())
+        if not same_grid(tokens, batch['mask']):
             raise ValueError(
-                f'the tokenizer gives {tokens.shape[1]} tokens for a view of {view.shape[2]} x {view.shape[3]} pixels, '
-                f'and the backbone has {patches} patches: choose the second view so that both grids agree'
+                f'the tokenizer gives {grid_of(tokens)} tokens for a view of {view.shape[2]} x {view.shape[3]} '
+                f'pixels, the mask is for {grid_of(batch["mask"])} patches: choose the second view so that both agree'
             )
-        return tokens
+        return tokens.flatten(1)
+
+    def _given(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        tokens = batch['tokens']
+        if not same_grid(tokens, batch['mask']):
+            raise ValueError(
+                f'the tokens computed before are for {grid_of(tokens)} patches, the mask is for '
+                f'{grid_of(batch["mask"])}: compute them for this size'
+            )
+        low, high = tokens.aminmax()
+        if low < 0 or high >= self.vocab_size:
+            raise ValueError(
+                f'the tokens computed before hold id {int(low if low < 0 else high)}, and the vocabulary has '
+                f'{self.vocab_size} (0..{self.vocab_size - 1}): they were made by another tokenizer'
+            )
+        return tokens.flatten(1).long()
 
 
 @MODELS.register_module()
 class PixelTarget(nn.Module):
-    """The ablation of Table 4: the normalised pixels of each patch, (B, N, patch * patch * C)."""
+    """The ablation of Table 4: the normalised pixels of each patch, (B, N, patch * patch * C).
+
+    per_patch: take from each patch its own mean, and divide by its own standard deviation (as MAE does).
+    """
 
     vocab_size = None
 
-    def __init__(self, patch_size: int) -> None:
+    def __init__(self, patch_size: int, per_patch: bool = False) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.per_patch = per_patch
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return patchify(batch['patches'], self.patch_size)
+        pixels = patchify(batch['patches'], self.patch_size)
+        if self.per_patch:
+            variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
+            pixels = (pixels - mean) / (variance + PATCH_VARIANCE_EPS).sqrt()
+        return pixels

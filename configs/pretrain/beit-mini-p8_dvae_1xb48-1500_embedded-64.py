@@ -26,7 +26,7 @@ model = dict(
     ),
 )
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='beit_mm.OptimWrapper',
     constructor='beit_mm.LayerDecayOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1.5e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=3.0),
