@@ -1,7 +1,12 @@
 """models/backbone.py against the official code (goldens), and its own promises; see also test_parity.py."""
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from official import backbone_arguments, golden
 from timm.models import adapt_input_conv
 from torch.utils.flop_counter import FlopCounterMode
@@ -82,24 +87,66 @@ def test_parameter_counts():
     assert count(pretrain) + 769 * 8192 == 91_965_776
 
 
-def test_official_initialisation():
-    arch = dict(embed_dims=192, num_layers=3, num_heads=3, feedforward_channels=768)
-    pretrain = BEiTViT(arch, img_size=64, with_mask_token=True, use_abs_pos_emb=True, use_rel_pos_bias=False)
-    tuned = BEiTViT(arch, img_size=64)
-    qkv = pretrain.layers[1].attn.qkv.weight
-    assert qkv.abs().max() <= 0.02
-    assert qkv.std().item() == pytest.approx(0.0108, abs=2e-4)
-    assert pretrain.patch_embed.projection.weight.std().item() == pytest.approx(0.0108, abs=2e-4)
-    assert pretrain.pos_embed.std().item() == pytest.approx(0.0108, abs=6e-4)
-    assert tuned.layers[1].attn.qkv.weight.std().item() == pytest.approx(0.02, abs=3e-4)
-    assert tuned.patch_embed.projection.weight.std().item() == pytest.approx((3 * 256) ** -0.5 / 3**0.5, abs=5e-4)
-    for depth, (one, two) in enumerate(zip(pretrain.layers, tuned.layers), start=1):
-        for block, std in ((one, 0.0108), (two, 0.02)):
-            assert block.attn.proj.weight.std().item() == pytest.approx(std / (2 * depth) ** 0.5, rel=0.03)
-            assert block.ffn.layers[1].weight.std().item() == pytest.approx(std / (2 * depth) ** 0.5, rel=0.03)
+ONE_SIGMA = 0.02 * 0.539562  # standard deviation of a normal of 0.02 cut off at +-0.02
+
+
+def expect(weight, std, limit=math.inf):
+    """Mean 0 and `std`, within four standard errors; nothing beyond `limit`."""
+    count = weight.numel()
+    assert weight.abs().max().item() <= limit
+    assert abs(weight.mean().item()) < 4 * std / count**0.5
+    assert weight.std().item() == pytest.approx(std, rel=4 / (2 * count) ** 0.5)
+
+
+@pytest.mark.parametrize('pretraining', [True, False])
+@pytest.mark.parametrize('variant', ['beit', 'beit_plus'])
+def test_official_initialisation(variant, pretraining):
+    """To the letter: modeling_pretrain.py cuts off at one sigma, modeling_finetune.py leaves the convolution alone."""
+    arch = dict(embed_dims=192, num_layers=5, num_heads=3, feedforward_channels=768)
+    model = BEiTViT(arch, img_size=112, variant=variant, with_mask_token=pretraining, final_norm=pretraining)
+    std, limit = (ONE_SIGMA, 0.02) if pretraining else (0.02, 0.12)
+    expect(model.cls_token, std, limit)
+    if pretraining:
+        expect(model.mask_token, std, limit)
+        expect(model.patch_embed.projection.weight, std, limit)
+        assert not model.patch_embed.projection.bias.any()
+    else:
+        bound = (3 * 16 * 16) ** -0.5  # torch's own start, uniform
+        expect(model.patch_embed.projection.weight, bound / 3**0.5, bound)
+        assert model.patch_embed.projection.bias.any()
+    if variant == 'beit':
+        expect(model.pos_embed, std, limit)
+    for depth, block in enumerate(model.layers, start=1):
+        expect(block.attn.qkv.weight, std, limit)
+        expect(block.ffn.layers[0][0].weight, std, limit)
+        expect(block.attn.proj.weight, std / (2 * depth) ** 0.5, limit / (2 * depth) ** 0.5)
+        expect(block.ffn.layers[1].weight, std / (2 * depth) ** 0.5, limit / (2 * depth) ** 0.5)
+        zeros = [block.attn.q_bias, block.attn.v_bias, block.attn.proj.bias, block.ffn.layers[0][0].bias]
+        zeros += [block.ffn.layers[1].bias, block.ln1.bias, block.ln2.bias]
+        if variant == 'beit_plus' and not pretraining:
+            zeros.append(block.attn.relative_position_bias_table)
+        assert not any(tensor.any() for tensor in zeros)
+        assert block.ln1.weight.eq(1).all()
+        assert block.ln2.weight.eq(1).all()
+        if variant == 'beit_plus':
             assert block.gamma_1.eq(0.1).all()
-            assert block.ffn.layers[1].bias.eq(0).all()
-    assert tuned.layers[0].attn.relative_position_bias_table.eq(0).all()
+            assert block.gamma_2.eq(0.1).all()
+    if variant == 'beit_plus' and pretraining:
+        assert not model.rel_pos_bias.relative_position_bias_table.any()
+
+
+def test_a_classifier_starts_officially_when_mmengine_has_been_over_it():
+    """The shipped head: 0.02 x 0.001. mmengine's init_weights leaves the backbone as it was built."""
+    config = Config.fromfile(Path(__file__).parents[1] / 'configs/_base_/models/beit_mini_cls.py').model
+    config.head.num_classes = 1000
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(config)
+    before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    model.init_weights()
+    expect(model.head.fc.weight, 2e-5)
+    assert not model.head.fc.bias.any()
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def parameters_of(model):

@@ -21,12 +21,19 @@ def test_equals_official_segmentation_backbone():
         torch.testing.assert_close(feature, io[f'feature_{i}'], atol=1e-5, rtol=0)
 
 
-def test_equals_mmseg_and_shares_its_keys():
-    ours, theirs = ViTPyramid(8).eval(), Feature2Pyramid(8, norm_cfg=dict(type='BN')).eval()
+@pytest.mark.parametrize('grid', [(4, 6), (7, 5)])
+@pytest.mark.parametrize(('patch', 'rescales'), [(16, [4, 2, 1, 0.5]), (8, [2, 1, 0.5, 0.25])])
+def test_equals_mmseg_and_shares_its_keys(patch, rescales, grid):
+    """Training mode, so that BatchNorm's statistics and all gradients are compared too."""
+    ours, theirs = ViTPyramid(8, patch), Feature2Pyramid(8, rescales, norm_cfg=dict(type='BN'))
     theirs.load_state_dict(ours.state_dict())
-    maps = [torch.randn(1, 8, 4, 6) for _ in range(4)]
+    maps = [torch.randn(2, 8, *grid, requires_grad=True) for _ in range(4)]
     for a, b in zip(ours(maps), theirs(maps), strict=True):
         assert torch.equal(a, b)
+        for out in (a, b):
+            out.square().mean().backward(retain_graph=True)
+    for (name, one), (_, two) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
 
 
 def test_patch_8_and_mistakes():

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = 'configs/pretrain/beit-mini-p8_pixels_1xb48-1500_embedded-64.py'
@@ -65,3 +68,34 @@ def test_two_processes_train_on_the_cpu(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / 'iter_3.pth').is_file()
+
+
+def _gradients(rank: int, world: int, folder: str) -> None:
+    """One backward pass of the ragged batch of test_accumulation, split over the ranks, inside DDP."""
+    from test_accumulation import MODEL, part, ragged
+
+    from beit_mm.models import MaskedImageModel
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, batch = MaskedImageModel(**MODEL), ragged([1, 2, 12, 5])
+    if world == 1:
+        model.loss(batch)['loss_mim'].backward()
+    else:
+        torch.distributed.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=world)
+        share = part(batch, slice(0, 3) if rank == 0 else slice(3, 4))
+        wrapped = DistributedDataParallel(model)
+        wrapped(mode='loss', **share)['loss_mim'].backward()
+        torch.distributed.destroy_process_group()
+    torch.save({name: p.grad for name, p in model.named_parameters()}, f'{folder}/{world}-{rank}.pt')
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_gradient_of_one(tmp_path):
+    """The mean over all masked patches of the step: 15 on one rank and 5 on the other."""
+    for world in (1, 2):
+        mp.spawn(_gradients, (world, str(tmp_path)), nprocs=world)
+    one = torch.load(tmp_path / '1-0.pt')
+    for rank in (0, 1):
+        for name, gradient in torch.load(tmp_path / f'2-{rank}.pt').items():
+            torch.testing.assert_close(gradient, one[name], atol=1e-6, rtol=1e-5, msg=name)
