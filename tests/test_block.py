@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beit_mm.models.block import Attention, Block, DropPath, RelativePositionBias
+from beit_mm.models.block import Attention, Block, DropPath, FeedForward, RelativePositionBias
 
 GRID = (2, 3)
 
@@ -84,6 +84,16 @@ def test_dropout_acts_and_is_right_on_average(which, fused):
     assert ((draws.mean(dim=0) - exact).abs() / (spread / 2000**0.5)).max() < 5
     if which == 'proj_drop':
         assert draws.eq(0).float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_mlp_drops_its_output_only():
+    """Not what is between its two layers, as timm, mmcv and PASSL do."""
+    mlp, x = FeedForward(48, 96, drop=0.5), torch.randn(50, 48)
+    exact = mlp.eval()(x)
+    dropped = mlp.train()(x)
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.04)
+    torch.testing.assert_close(dropped[kept], 2 * exact[kept])
 
 
 def test_fused_equals_plain_with_gradients():

@@ -61,10 +61,21 @@ def test_no_block_is_as_long_as_the_grid():
     """The official test is strict: 16 patches fit no shape within a 4 x 4 grid, so none is masked."""
     rng = np.random.default_rng(0)
     assert not any(blockwise_mask(rng, (4, 4), 16, min_block=16).any() for _ in range(50))
-    narrow = np.stack([blockwise_mask(rng, (3, 14), 20, min_block=2) for _ in range(300)])
-    single = [blockwise_mask(rng, (3, 14), 6, min_block=6, max_block=6, min_aspect=0.9) for _ in range(300)]
-    assert narrow.sum(axis=(1, 2)).max() <= 20
-    assert max(mask.sum(axis=0).max() for mask in single) <= 2  # of 3 rows
+    square = dict(num_masked=4, min_block=4, max_block=4, min_aspect=0.99)  # 2 x 2
+    assert all(blockwise_mask(rng, (3, 14), **square).sum() == 4 for _ in range(50))
+    assert not any(blockwise_mask(rng, (2, 14), **square).any() for _ in range(50))
+
+
+@pytest.mark.parametrize(('grid', 'wanted'), [((8, 8), 26), ((7, 21), 60), ((24, 24), 230), ((3, 14), 12)])
+def test_every_patch_of_any_grid_can_be_masked(grid, wanted):
+    """The law is symmetric: opposite borders are masked equally often."""
+    rng = np.random.default_rng(0)
+    masks = np.stack([blockwise_mask(rng, grid, wanted, min_block=2) for _ in range(1500)])
+    share = masks.mean(axis=0)
+    assert masks.sum(axis=(1, 2)).max() <= wanted
+    assert share.min() > 0
+    np.testing.assert_allclose(share[0].mean(), share[-1].mean(), rtol=0.2)
+    np.testing.assert_allclose(share[:, 0].mean(), share[:, -1].mean(), rtol=0.2)
 
 
 def test_same_generator_same_mask_and_no_endless_loop():
