@@ -1,15 +1,22 @@
 """engine/optim.py against the official layer ids, scales, weight decay flags, and schedule."""
 
+import copy
 import json
 
 import pytest
+import timm
 import torch
 from mmengine.optim import CosineAnnealingLR, LinearLR
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
+from mmpretrain.engine.optimizers.layer_decay_optim_wrapper_constructor import LearningRateDecayOptimWrapperConstructor
 from official import DATA, ours
+from test_accumulation import MODEL
+from test_pretrain import classifier, segmentor
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from beit_mm.engine.optim import layer_decay_table
+from beit_mm.engine.optim import describe, layer_decay_table
+from beit_mm.models import MaskedImageModel
 from beit_mm.models.backbone import BEiTViT
 
 GOLDEN = json.loads((DATA / 'layer_decay.json').read_text())
@@ -44,17 +51,17 @@ def test_equals_official_classification():
     assert not table['backbone.pos_embed'].decays
 
 
-def test_equals_official_segmentation():
-    """Layer and scale; there the official code decays cls_token and pos_embed, by a slip that is not repeated."""
+@pytest.mark.parametrize('quirk', [False, True])
+def test_equals_official_segmentation(quirk):
+    """There the official code decays cls_token and pos_embed, by a slip: a switch repeats it."""
     golden, decay, compared = GOLDEN['segmentation'], GOLDEN['layer_decay'], 0
-    table = layer_decay_table(Model(GOLDEN['depth']), decay, 0.05)
+    table = layer_decay_table(Model(GOLDEN['depth']), decay, 0.05, decay_class_token=quirk)
     for key, row in golden.items():
         name = f'backbone.{ours(key[len("backbone.") :])}' if key.startswith('backbone.') else key
         if name in table:
-            assert table[name].layer == row['layer'], key
-            assert table[name].lr_scale == row['lr_scale'], key
-            slip = key in ('backbone.cls_token', 'backbone.pos_embed')
-            assert table[name].decays == (row['weight_decay'] and not slip), key
+            slip = key in ('backbone.cls_token', 'backbone.pos_embed') and not quirk
+            expected = (row['layer'], row['lr_scale'], row['weight_decay'] and not slip)
+            assert table[name] == expected, key
             compared += 1
     assert compared > 60
 
@@ -85,24 +92,149 @@ def test_mask_token_and_tables_decay_and_scales_rise_with_depth():
     assert by_layer == sorted(by_layer)
 
 
-def test_constructor_groups_and_builds_twice():
-    cfg = dict(
-        type='OptimWrapper',
-        constructor='beit_mm.LayerDecayOptimWrapperConstructor',
-        optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-        paramwise_cfg=dict(layer_decay_rate=0.5),
-    )
+def test_masked_image_model():
+    """Shared table and head learn at the full rate, the mask token as the stem; the tokenizer is not there."""
+    model = MaskedImageModel(**MODEL)
+    table = layer_decay_table(model, 0.5, 0.05)
+    assert set(table) == {name for name, _ in model.named_parameters()}
+    assert table['backbone.mask_token'] == (0, 0.5**3, True)
+    assert table['backbone.cls_token'] == (0, 0.5**3, False)
+    assert table['backbone.rel_pos_bias.relative_position_bias_table'] == (3, 1.0, True)
+    assert table['backbone.layers.1.attn.q_bias'] == (2, 0.5, False)
+    assert table['backbone.ln1.weight'] == (3, 1.0, False)
+    assert table['head.cls_head.weight'] == (3, 1.0, True)
+
+
+def test_segmentor_and_classifier():
+    segmentation, _ = segmentor()
+    table = layer_decay_table(segmentation, 0.5, 0.05)
+    assert set(table) == {name for name, _ in segmentation.named_parameters()}
+    for name, rates in table.items():
+        if not name.startswith('backbone.'):
+            assert rates[:2] == (5, 1.0), name
+    assert table['neck.upsample_4x.0.weight'] == (5, 1.0, True)
+    assert table['neck.upsample_4x.1.weight'] == (5, 1.0, False)  # BatchNorm
+    assert table['decode_head.conv_seg.bias'] == (5, 1.0, False)
+    assert table['backbone.layers.0.ffn.layers.1.weight'] == (1, 0.5**4, True)
+    classification, _ = classifier()
+    table = layer_decay_table(classification, 0.5, 0.05)
+    assert table['head.fc.weight'] == (3, 1.0, True)
+    assert table['backbone.ln2.weight'] == (3, 1.0, False)
+    assert table['backbone.patch_embed.projection.weight'] == (0, 0.5**3, True)
+
+
+def test_probe():
+    """On a frozen backbone only the head is there, at the full rate."""
     model = Model(2)
-    for _ in range(2):
-        wrapped = dict(cfg)
-        constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
-            dict(type=wrapped.pop('constructor'), paramwise_cfg=wrapped.pop('paramwise_cfg'), optim_wrapper_cfg=wrapped)
-        )
-        groups = constructor(model).optimizer.param_groups
-        assert sum(len(g['params']) for g in groups) == len(list(model.parameters()))
+    model.backbone.requires_grad_(False)
+    assert layer_decay_table(model, 0.5, 0.1) == {'head.weight': (3, 1.0, True), 'head.bias': (3, 1.0, False)}
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'beit_base_patch16_224', 'convnext_atto'])
+@pytest.mark.parametrize('place', ['alone', 'in mmpretrain'])
+def test_timm(name, place):
+    """Layers and scales are timm's own."""
+    size = dict(img_size=32, embed_dim=24, num_heads=2, depth=3) if 'conv' not in name else {}
+    theirs = timm.create_model(name, num_classes=2, **size)
+    groups = param_groups_layer_decay(theirs, weight_decay=0.05, layer_decay=0.7)
+    scales = {id(p): group['lr_scale'] for group in groups for p in group['params']}
+    prefix, model = '', theirs
+    if place == 'in mmpretrain':
+        prefix, model = 'backbone.timm_model.', nn.Module()
+        model.backbone = nn.Module()
+        model.backbone.timm_model = theirs
+        model.neck = nn.Linear(2, 2)
+    table = layer_decay_table(model, 0.7, 0.05)
+    for key, parameter in theirs.named_parameters():
+        assert table[prefix + key].lr_scale == pytest.approx(scales[id(parameter)], rel=1e-12), key
+    assert len({rates.layer for rates in table.values()}) > 4
+    if prefix:
+        assert table['neck.weight'].lr_scale == 1.0
+
+
+def test_mmpretrain():
+    """Its ViT asks as its own constructor does, within a classifier or alone."""
+    small = dict(embed_dims=24, num_layers=3, num_heads=2, feedforward_channels=48)
+    backbone = dict(type='VisionTransformer', arch=small, img_size=32, patch_size=16)
+    head = dict(type='LinearClsHead', num_classes=3, in_channels=24)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(dict(type='ImageClassifier', backbone=backbone, head=head))
+        wrapper = LearningRateDecayOptimWrapperConstructor(
+            dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05)), dict(layer_decay_rate=0.7)
+        )(model)
+    theirs = {id(p): group['lr'] for group in wrapper.optimizer.param_groups for p in group['params']}
+    table, alone = layer_decay_table(model, 0.7, 0.05), layer_decay_table(model.backbone, 0.7, 0.05)
+    for name, parameter in model.named_parameters():
+        assert table[name].lr_scale == pytest.approx(theirs[id(parameter)], rel=1e-12), name
+    for name, rates in alone.items():
+        assert table['backbone.' + name] == rates
+
+
+def build(cfg, model):
+    """As the Runner does, with a constructor named in the config."""
+    wrapped = dict(cfg)
+    return OPTIM_WRAPPER_CONSTRUCTORS.build(
+        dict(type=wrapped.pop('constructor'), paramwise_cfg=wrapped.pop('paramwise_cfg', None),
+             optim_wrapper_cfg=wrapped)
+    )(model)  # fmt: skip
+
+
+CONFIG = dict(
+    type='OptimWrapper',
+    constructor='beit_mm.LayerDecayOptimWrapperConstructor',
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+    paramwise_cfg=dict(layer_decay_rate=0.5),
+)
+
+
+def test_constructor_groups_and_leaves_the_config_alone():
+    cfg, model = copy.deepcopy(CONFIG), Model(2)
+    model.backbone.cls_token.requires_grad_(False)
+    for _ in range(2):  # mmseg's takes its rate out of the config, and the second time is a KeyError
+        groups = build(cfg, model).optimizer.param_groups
+        assert cfg == CONFIG
+        grouped = [id(p) for group in groups for p in group['params']]
+        learning = [id(p) for p in model.parameters() if p.requires_grad]
+        assert sorted(grouped) == sorted(learning)
         assert groups[0]['lr'] == 1e-3
         assert min(g['lr'] for g in groups) == pytest.approx(1e-3 * 0.5**3)
         assert {g['weight_decay'] for g in groups} == {0.0, 0.05}
+
+
+def test_the_table_is_printed():
+    table = layer_decay_table(Model(2), 0.5, 0.05)
+    lines = describe(table, 0.5, 1e-3, 0.05).splitlines()
+    assert lines[0] == 'Layer decay 0.5 of the learning rate 0.001; weight decay 0.05 of the decayed tensors'
+    assert lines[1].split() == ['layer', 'learning', 'rate', 'decayed', 'not', 'decayed']
+    assert [line.split() for line in lines[2:]] == [
+        ['0', '1.250e-04', '1', '3'],  # patch embedding; its bias, class token, positions
+        ['1', '2.500e-04', '5', '11'],  # qkv, proj, two of the MLP, table; biases, norms, gammas
+        ['2', '5.000e-04', '5', '11'],
+        ['3', '1.000e-03', '1', '3'],  # head; its bias, ln2
+    ]
+    assert len({len(line) for line in lines[1:]}) == 1  # aligned
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(paramwise_cfg=dict(layer_decay=0.5)), "has no 'layer_decay'; did you mean 'layer_decay_rate'"),
+        (dict(paramwise_cfg=dict(num_layers=12)), "has no 'num_layers'. It takes layer_decay_rate"),
+        (dict(optimizer=dict(type='AdamW')), 'optimizer has no lr'),
+    ],
+)
+def test_mistakes_in_the_config(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build({**CONFIG, **changes}, Model(2))
+
+
+def test_two_backbones_are_not_guessed_between():
+    model = nn.Module()
+    model.teacher, model.student = Model(2).backbone, Model(3).backbone
+    with pytest.raises(ValueError, match='several parts that know their layers, teacher, student'):
+        layer_decay_table(model, 0.5, 0.0)
+    model.backbone = Model(1).backbone
+    assert layer_decay_table(model, 0.5, 0.0)['teacher.cls_token'].lr_scale == 1.0
 
 
 def test_needs_a_backbone_that_knows_its_layers():
@@ -132,3 +264,24 @@ def test_schedule_equals_official(case):
             assert group['lr'] == pytest.approx(scale * value, abs=1e-9)
         for scheduler in schedulers:
             scheduler.step()
+
+
+def annealed(**floor):
+    """The rates of two groups, 1 and 1e-4 of 1e-3, after a whole cosine."""
+    groups = [dict(params=[nn.Parameter(torch.zeros(1))], lr=lr) for lr in (1e-3, 1e-7)]
+    optimizer = torch.optim.SGD(groups, lr=1e-3)
+    scheduler = CosineAnnealingLR(optimizer, begin=0, end=50, by_epoch=False, **floor)
+    for _ in range(50):
+        optimizer.step()
+        scheduler.step()
+    return [group['lr'] for group in optimizer.param_groups]
+
+
+def test_the_floor_is_scaled_with_the_layer():
+    """An absolute one *raises* the lowest layer's rate while the others fall, so configs may not have it."""
+    top, low = annealed(eta_min_ratio=1e-3)
+    assert 1e-6 < top < 2e-6
+    assert low / top == pytest.approx(1e-4, rel=1e-9)
+    top, low = annealed(eta_min=1e-6)
+    assert 1e-6 < top < 2e-6
+    assert low > 9e-7  # from 1e-7

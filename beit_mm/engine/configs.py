@@ -15,6 +15,9 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from .errors import ConfigError
+from .schedules import check_schedules
+
 NEAR_TYPE, NEAR_FIELD = 0.6, 0.85  # difflib ratios; the second gave no false alarm on mmpretrain's 530 configs
 RUNNER_FIELDS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 OTHER_FIELDS = frozenset({'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg'})
@@ -37,10 +40,6 @@ FIELDS_OF = {
         set(inspect.signature(DataLoader.__init__).parameters) - {'self'} | {'num_batch_per_epoch'},
     ),
 }
-
-
-class ConfigError(ValueError):
-    """A mistake in a config or an override; the message says which and what to write instead."""
 
 
 def load_config(path: str | Path, overrides: dict | None = None) -> Config:
@@ -82,8 +81,8 @@ def parse_overrides(pairs: list[str] | None) -> dict:
 
 
 def check_config(config: Config, path: str | Path) -> None:
-    """Raise ConfigError for a top-level name that nobody reads and is close to a known one, and for unknown
-    types and arguments anywhere below."""
+    """Raise ConfigError for a top-level name that nobody reads and is close to a known one, for unknown types and
+    arguments anywhere below, and for schedules that do something else than they seem to."""
     known = RUNNER_FIELDS | OTHER_FIELDS
     for name in config:
         near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR_FIELD)
@@ -94,6 +93,7 @@ def check_config(config: Config, path: str | Path) -> None:
         read = {key: value for key, value in config.to_dict().items() if key in known}  # the rest are helper variables
         for where, node in _typed(read):
             _check_node(node, where, path, scope)
+    check_schedules(config, path)
 
 
 def _typed(node, where: str = '') -> Iterator[tuple[str, dict]]:

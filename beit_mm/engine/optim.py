@@ -4,12 +4,15 @@ A parameter of depth d (0 = stem, see `BEiTViT.get_layer_depth`) of n depths lea
 the learning rate. Schedules multiply that, so their floor must be relative: use `eta_min_ratio`.
 """
 
+import difflib
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from timm.models import group_parameters
 from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -27,45 +30,92 @@ class Rates(NamedTuple):
     decays: bool
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return not (parameter.ndim <= 1 or name.endswith('.bias') or name.rsplit('.', 1)[-1] in NEVER_DECAYED)
+def _decays(name: str, parameter: nn.Parameter, decay_class_token: bool) -> bool:
+    if name.rsplit('.', 1)[-1] in NEVER_DECAYED:
+        return decay_class_token
+    return not (parameter.ndim <= 1 or name.endswith('.bias'))
+
+
+def _answers(module: nn.Module) -> bool:
+    return hasattr(module, 'get_layer_depth') or hasattr(module, 'group_matcher')
 
 
 def _backbone(model: nn.Module) -> tuple[nn.Module, str]:
-    """The part of the model that knows its layers, and the prefix of its parameters' names."""
-    # A classifier answers too, but by a signature of its own: ask its backbone.
-    if hasattr(getattr(model, 'backbone', None), 'get_layer_depth'):
-        return model.backbone, 'backbone.'
-    if hasattr(model, 'get_layer_depth'):
-        return model, ''
-    for name, module in model.named_modules():
-        if name and hasattr(module, 'get_layer_depth'):
-            return module, name + '.'
-    raise ValueError(
-        f'layer decay needs a backbone with get_layer_depth(), and {type(model).__name__} has none. '
-        f"Use beit_mm.BEiTViT or one of mmpretrain's that has it, or set layer_decay_rate=1.0"
+    """The part of the model that knows its layers, and the prefix of its parameters' names.
+
+    That is the outermost one under `backbone` (a classifier answers too, but by a signature of its own), or else
+    the outermost of all. Raises ValueError if there is none, or more than one.
+    """
+    known = [name for name, module in model.named_modules() if _answers(module)]
+    inside = [name for name in known if (name + '.').startswith('backbone.')]
+    known = inside or known
+    outermost = [n for n in known if not any(n != other and (n + '.').startswith(other + '.') for other in known)]
+    if '' in known:
+        outermost = ['']
+    if not outermost:
+        raise ValueError(
+            f'layer decay needs a backbone with get_layer_depth(), and {type(model).__name__} has none. Use '
+            f"beit_mm.BEiTViT, one of mmpretrain's that has it, or a timm model; or set layer_decay_rate=1.0"
+        )
+    if len(outermost) > 1:
+        raise ValueError(
+            f'layer decay: {type(model).__name__} has several parts that know their layers, '
+            f'{", ".join(outermost)}, and none is its `backbone`'
+        )
+    name = outermost[0]
+    return model.get_submodule(name), f'{name}.' if name else ''
+
+
+def _depths(model: nn.Module) -> Callable[[str], tuple[int, int]]:
+    """Parameter name -> (depth, number of depths), as the backbone says."""
+    backbone, prefix = _backbone(model)
+    if hasattr(backbone, 'get_layer_depth'):
+        return lambda name: backbone.get_layer_depth(name, prefix)
+    groups = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # timm's way
+    number = max(groups.values()) + 1
+    return lambda name: (
+        groups.get(name.removeprefix(prefix), number - 1) if name.startswith(prefix) else number - 1,
+        number,
     )
 
 
-def layer_decay_table(model: nn.Module, decay: float, weight_decay: float) -> dict[str, Rates]:
+def layer_decay_table(
+    model: nn.Module, decay: float, weight_decay: float, decay_class_token: bool = False
+) -> dict[str, Rates]:
     """{parameter name: (layer, lr scale, decays)} of every parameter that learns.
 
-    `weight_decay` 0 means that none decays. Source: official optim_factory.py.
+    The model's backbone answers `get_layer_depth(name, prefix)`, or is timm's and has a `group_matcher`.
+    weight_decay: 0 means that none decays. decay_class_token: as the official segmentation code, which by a
+    slip (it compares names without their prefix) lets class token and position embeddings decay.
+    Raises ValueError for a decay outside (0, 1] and for a model that cannot say its layers.
+    Source: official optim_factory.py; semantic_segmentation/mmcv_custom/layer_decay_optimizer_constructor.py.
     """
     if not 0 < decay <= 1:
         raise ValueError(f'layer_decay_rate={decay} must be in (0, 1]')
+    depth_of = _depths(model) if decay < 1 else lambda name: (0, 1)
     table = {}
-    backbone, prefix = _backbone(model) if decay < 1 else (None, '')
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decays = bool(weight_decay) and _decays(name, parameter)
-        if backbone is None:
-            table[name] = Rates(0, 1.0, decays)
-            continue
-        layer, depths = backbone.get_layer_depth(name, prefix)
-        table[name] = Rates(layer, decay ** (depths - 1 - layer), decays)
+        if parameter.requires_grad:
+            layer, depths = depth_of(name)
+            decays = bool(weight_decay) and _decays(name, parameter, decay_class_token)
+            table[name] = Rates(layer, decay ** (depths - 1 - layer), decays)
     return table
+
+
+def describe(table: dict[str, Rates], decay: float, lr: float, weight_decay: float) -> str:
+    """The table that is logged at the start: a line per layer, tensors counted."""
+    lines = [
+        f'Layer decay {decay:g} of the learning rate {lr:g}; weight decay {weight_decay:g} of the decayed tensors',
+        f'{"layer":>7} {"learning rate":>14} {"decayed":>8} {"not decayed":>12}',
+    ]
+    for layer in sorted({rates.layer for rates in table.values()}):
+        here = [rates for rates in table.values() if rates.layer == layer]
+        decayed = sum(rates.decays for rates in here)
+        lines.append(f'{layer:>7} {lr * here[0].lr_scale:>14.3e} {decayed:>8} {len(here) - decayed:>12}')
+    return '\n'.join(lines)
+
+
+PARAMWISE = ('layer_decay_rate', 'decay_class_token')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -73,25 +123,27 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """For `optim_wrapper=dict(constructor=..., paramwise_cfg=dict(layer_decay_rate=0.65), optimizer=...)`.
 
     One parameter group per (layer, decays). With layer_decay_rate 1.0 it only applies the weight decay rule,
-    for models without layers too.
+    for models without layers too. `decay_class_token=True`: see `layer_decay_table`.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         paramwise_cfg = dict(paramwise_cfg or {})
-        unknown = set(paramwise_cfg) - {'layer_decay_rate'}
-        if unknown:
-            raise ValueError(
-                f'paramwise_cfg: {", ".join(sorted(unknown))} unknown to LayerDecayOptimWrapperConstructor, '
-                f'which takes layer_decay_rate'
-            )
+        for key in paramwise_cfg:
+            if key not in PARAMWISE:
+                near = difflib.get_close_matches(key, PARAMWISE, n=1)
+                hint = f'; did you mean {near[0]!r}?' if near else f'. It takes {", ".join(PARAMWISE)}'
+                raise ValueError(f'paramwise_cfg: LayerDecayOptimWrapperConstructor has no {key!r}{hint}')
         self.decay = paramwise_cfg.get('layer_decay_rate', 1.0)
+        self.decay_class_token = paramwise_cfg.get('decay_class_token', False)
         super().__init__(optim_wrapper_cfg, None)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         model = getattr(model, 'module', model)
         optimizer_cfg = dict(self.optimizer_cfg)
-        weight_decay = optimizer_cfg.get('weight_decay', 0.0) or 0.0
-        table = layer_decay_table(model, self.decay, weight_decay)
+        if 'lr' not in optimizer_cfg:
+            raise ValueError('optim_wrapper.optimizer has no lr, which layer decay scales: add lr=...')
+        lr, weight_decay = optimizer_cfg['lr'], optimizer_cfg.get('weight_decay', 0.0) or 0.0
+        table = layer_decay_table(model, self.decay, weight_decay, self.decay_class_token)
         parameters = dict(model.named_parameters())
         groups: dict[tuple[int, bool], dict] = {}
         for name, rates in table.items():
@@ -99,7 +151,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 (rates.layer, rates.decays),
                 dict(
                     params=[],
-                    lr=optimizer_cfg['lr'] * rates.lr_scale,
+                    lr=lr * rates.lr_scale,
                     weight_decay=weight_decay if rates.decays else 0.0,
                     lr_scale=rates.lr_scale,
                 ),
@@ -108,11 +160,5 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         # The full rate first: mmengine logs the first group's as `lr`.
         optimizer_cfg['params'] = sorted(groups.values(), key=lambda g: -g['lr_scale'])
         optimizer = OPTIMIZERS.build(optimizer_cfg)
-        scales = sorted({g['lr_scale'] for g in groups.values()})
-        print_log(
-            f'Layer decay {self.decay}: {len(table)} parameters in {len(groups)} groups, '
-            f'learning rate x {scales[0]:.2e} to x {scales[-1]:.2e}',
-            logger='current',
-            level=logging.INFO,
-        )
+        print_log(describe(table, self.decay, lr, weight_decay), logger='current', level=logging.INFO)
         return OPTIM_WRAPPERS.build(dict(self.optim_wrapper_cfg), default_args=dict(optimizer=optimizer))
