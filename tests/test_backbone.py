@@ -175,6 +175,14 @@ def test_variants():
     assert sum(p.numel() for p in pretrained.parameters()) + head == 91_965_776
 
 
+def test_layer_norm_has_the_official_eps():
+    """1e-6; mmseg's class says 1e-5 unless told, Hugging Face's 1e-12."""
+    model = BEiTViT(**PLUS, final_norm=True)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert [norm.eps for norm in norms] == [1e-6] * (2 * 3 + 2)
+    assert BEiTViT(**PLUS, norm_cfg=dict(type='LN', eps=1e-5)).layers[0].ln1.eps == 1e-5
+
+
 def test_official_sizes():
     """Tables grow with the image: parameters of the official 384 and 512 models."""
     for arch, side, expected in (('base', 384, 86_744_104), ('large', 384, 304_998_888), ('large', 512, 305_674_728)):
