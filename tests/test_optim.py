@@ -213,6 +213,8 @@ def test_the_table_is_printed():
         ['3', '1.000e-03', '1', '3'],  # head; its bias, ln2
     ]
     assert len({len(line) for line in lines[1:]}) == 1  # aligned
+    even = describe(layer_decay_table(Model(2), 1.0, 0.05), 1.0, 1e-3, 0.05)
+    assert even.startswith('No layer decay: learning rate 0.001; weight decay 0.05 of 12 tensors, none of 28 ')
 
 
 @pytest.mark.parametrize(

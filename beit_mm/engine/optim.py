@@ -104,6 +104,12 @@ def layer_decay_table(
 
 def describe(table: dict[str, Rates], decay: float, lr: float, weight_decay: float) -> str:
     """The table that is logged at the start: a line per layer, tensors counted."""
+    if decay == 1.0:
+        decayed = sum(rates.decays for rates in table.values())
+        return (
+            f'No layer decay: learning rate {lr:g}; weight decay {weight_decay:g} of {decayed} tensors, '
+            f'none of {len(table) - decayed} (vectors, class token, positions)'
+        )
     lines = [
         f'Layer decay {decay:g} of the learning rate {lr:g}; weight decay {weight_decay:g} of the decayed tensors',
         f'{"layer":>7} {"learning rate":>14} {"decayed":>8} {"not decayed":>12}',
