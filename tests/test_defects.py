@@ -2,8 +2,8 @@
 
 One assertion serves all: it passes on ours and is a strict xfail on theirs, so the day one of them is mended upstream
 this file fails and says so. A name without the mark (mmseg in B3, say) does not have that defect and is the control.
-What compat.py mends (imports, closed checkpoint files, kills while writing) touches no assertion here; it does not bring
-back SciPy's interp2d (B10). The files written below hold tensors alone, which every reader takes.
+What compat.py mends (imports, closed checkpoint files, kills while writing) touches no assertion here: it does not
+bring back SciPy's interp2d (B10), and the files written below hold tensors alone, which every reader takes.
 """
 
 import copy
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import scipy.interpolate
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import load_checkpoint
@@ -46,7 +46,7 @@ from beit_mm.data.transforms import TwoViewCrop, random_resized_box
 from beit_mm.engine.configs import ConfigError, check_config, load_config
 from beit_mm.models import BEiTViT, MaskedImageModel, TokenHead
 from beit_mm.ops.masking import blockwise_mask
-from beit_mm.ops.relative_position import num_offsets, resize_table
+from beit_mm.ops.relative_position import resize_table
 
 ROOT = Path(__file__).parents[1]
 MMPRETRAIN_CONFIGS = Path(mmpretrain.__file__).parent / '.mim/configs/beit'
@@ -152,7 +152,7 @@ def test_b2_always_ends(whose):
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
-    assert 150 < counts.min()
+    assert counts.min() > 150
     assert counts.max() <= 180
 
 
@@ -181,11 +181,9 @@ def test_b3_ffn_branch_is_dropped_once(whose):
 def test_b6_attention_dropout(whose):
     """B6: attention dropout 0.5 drops half of the probabilities: variance p / (1 - p) / tokens (theirs: 0)."""
     by_layer = dict(layer_cfgs=dict(attn_drop_rate=0.5)) if whose == 'mmpretrain' else dict(attn_drop_rate=0.5)
-    attention = build(whose, **by_layer).train().layers[0].attn if whose == 'beit_mm' else None
-    if attention is None:
-        model = build(whose, **by_layer)
-        model.train()
-        attention = model.layers[0].attn
+    model = build(whose, **by_layer)
+    model.train()
+    attention = model.layers[0].attn
     fill(attention.qkv.weight, 0.0)  # every token attends to all alike,
     fill(attention.v_bias, 1.0)  # and every value is one: the output is the sum of what is left
     fill(attention.proj.weight, torch.eye(48))
@@ -459,18 +457,21 @@ def official_resize(table, src, dst):
 
 @pytest.mark.parametrize(
     'whose',
-    ['beit_mm', theirs('mmpretrain', 'B10', raises=RuntimeError), theirs('mmseg', 'B10', raises=NotImplementedError)],
+    ['beit_mm', theirs('mmpretrain', 'B10'), theirs('mmseg', 'B10', raises=NotImplementedError)],
 )
 def test_b10_resizing_to_a_rectangle(whose, tmp_path, monkeypatch):
-    """B10: 64 x 64 pixels to 96 x 64, each axis by its own ratio (theirs: squares only, interp2d given back)."""
+    """B10: 64 x 64 pixels to 96 x 128, each axis by its own ratio (with interp2d given back, theirs do squares only).
+
+    mmpretrain's resized table has the rows of a square, and mmengine leaves out what does not fit, with a warning.
+    """
 
     def interp2d(x, y, z, kind):
         return lambda dx, dy: scipy.interpolate.RectBivariateSpline(y, x, z)(dy, dx)
 
     monkeypatch.setattr(scipy.interpolate, 'interp2d', interp2d)
     weights = randomised(build('beit_mm', ONE_BLOCK, 64)).state_dict()
-    model = loaded(whose, tmp_path / 'w.pth', weights, arch=ONE_BLOCK, img_size=(96, 64))
-    expected = official_resize(weights[TABLE], (4, 4), (6, 4))
+    model = loaded(whose, tmp_path / 'w.pth', weights, arch=ONE_BLOCK, img_size=(96, 128))
+    expected = official_resize(weights[TABLE], (4, 4), (6, 8))
     torch.testing.assert_close(model.state_dict()[TABLE], expected, atol=1e-5, rtol=0)
 
 
@@ -494,7 +495,7 @@ def test_b10_is_about_interp2d_alone(whose, tmp_path, monkeypatch):
 def masked_image_model(whose):
     """(model, its tokenizer, a function that returns the targets of a training step's loss)."""
     torch.manual_seed(0)
-    patches, view, mask = torch.randn(2, 3, 64, 64), torch.rand(2, 3, 32, 32), torch.ones(2, 4, 4, dtype=torch.bool)
+    patches, view, mask = torch.randn(8, 3, 64, 64), torch.rand(8, 3, 32, 32), torch.ones(8, 4, 4, dtype=torch.bool)
     seen = []
     if whose == 'beit_mm':
         backbone = dict(
@@ -519,6 +520,8 @@ def masked_image_model(whose):
         step = lambda: model.loss([patches, view], [DataSample(mask=m) for m in mask])  # noqa: E731
         tokenizer = model.target_generator
     model.train()
+    with torch.no_grad():  # a random tokenizer knows one token; without the mean of its logits it knows many
+        tokenizer.blocks.output.conv.b -= tokenizer.blocks(view).mean(dim=(0, 2, 3))
 
     def targets():
         step()
@@ -562,7 +565,7 @@ def test_b11_targets_are_computed_outside_autocast(whose):
     """B11: in mixed precision the targets are those of float32, every one (theirs: some are others)."""
     _, _, targets = masked_image_model(whose)
     expected = targets()
-    assert len(expected.unique()) > 5
+    assert len(expected.unique()) > 20
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(targets(), expected)
 
@@ -727,7 +730,7 @@ def segmentor(whose, mode, size=64):
                     type='UPerHead', in_channels=[48] * 4, in_index=[0, 1, 2, 3], pool_scales=(1, 2), channels=8,
                     num_classes=3, norm_cfg=norm, align_corners=False,
                 ),
-                test_cfg=dict(mode=mode, crop_size=(64, 64), stride=(42, 42)),
+                test_cfg=ConfigDict(mode=mode, crop_size=(64, 64), stride=(42, 42)),
             )
         )  # fmt: skip
     return randomised(model)
@@ -805,8 +808,7 @@ def test_b17_official_file_as_it_is(whose, tmp_path):
         model = BEiTViT(**arguments, **start)
     try:
         model.init_weights()
-    except CheckpointError as refusal:
-        assert str(tmp_path / 'beit.pth') in str(refusal)
+    except CheckpointError:
         return
     assert torch.equal(model.cls_token, official['cls_token'])
     assert torch.equal(model.layers[-1].attn.proj.weight, official[f'blocks.{meta["depth"] - 1}.attn.proj.weight'])
