@@ -1,8 +1,10 @@
 """ops/relative_position.py against the official resizing (interp2d of SciPy 1.13) and by hand."""
 
+import numpy as np
 import pytest
 import torch
 from official import golden
+from scipy.interpolate import RectBivariateSpline
 
 from beit_mm.ops.relative_position import (
     num_offsets,
@@ -19,6 +21,30 @@ def test_equals_official_resize(name):
     src, dst = (int(side) for side in name.split('to'))
     resized = resize_table(io[f'src_{name}'], (src, src), (dst, dst))
     torch.testing.assert_close(resized, io[f'dst_{name}'], atol=1e-5, rtol=0)
+
+
+def official_resize(table, src, dst):
+    """The official procedure for squares, its interp2d replaced by the FITPACK spline that was behind it."""
+    left, right, half, wanted = 1.01, 1.5, (2 * src - 1) // 2, (2 * dst - 1) // 2
+    while right - left > 1e-6:
+        q = (left + right) / 2
+        left, right = (left, q) if (1 - q**half) / (1 - q) > wanted else (q, right)
+    steps = np.cumsum([q**i for i in range(half)])
+    at = np.concatenate([-steps[::-1], [0], steps])
+    grid = np.arange(-wanted, wanted + 1)
+    columns = []
+    for head in table[:-3].T.reshape(-1, 2 * src - 1, 2 * src - 1).double().numpy():
+        columns.append(RectBivariateSpline(at, at, head.T)(grid, grid).T.reshape(-1))
+    return torch.cat([torch.from_numpy(np.stack(columns, axis=1)).float(), table[-3:]])
+
+
+@pytest.mark.parametrize(('src', 'dst'), [(14, 24), (14, 12), (7, 20), (20, 7), (3, 4), (5, 32), (24, 23)])
+def test_any_square_as_the_official_procedure(src, dst):
+    """Growing and shrinking, where the ratio sticks at 1.01 and the centre is kept."""
+    torch.manual_seed(src)
+    table = torch.randn(num_offsets((src, src)), 3)
+    resized = resize_table(table, (src, src), (dst, dst))
+    torch.testing.assert_close(resized, official_resize(table, src, dst), atol=1e-5, rtol=0)
 
 
 def test_index_by_hand():
