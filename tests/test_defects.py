@@ -7,6 +7,7 @@ bring back SciPy's interp2d (B10), and the files written below hold tensors alon
 """
 
 import copy
+import functools
 import importlib
 import inspect
 import math
@@ -107,7 +108,7 @@ def expect(weight, std, limit=math.inf):
 
 
 class Endless(Exception):
-    """A mask has taken a second of computing, a thousand times what it needs."""
+    """Twenty masks have taken half a second of computing, a hundred times what they need."""
 
 
 def masks(whose, count, num_masked=75):
@@ -146,7 +147,7 @@ def test_b2_always_ends(whose):
         raise Endless
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 1.0)  # of this process's own computing time
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.5)  # of this process's own computing time
     try:
         counts = masks(whose, 20, num_masked=180).sum(axis=(1, 2))
     finally:
@@ -216,6 +217,7 @@ WIDE = dict(embed_dims=192, num_layers=3, num_heads=3, feedforward_channels=768)
 ONE_SIGMA = 0.02 * 0.539562  # standard deviation of a normal of 0.02 cut off at +-0.02
 
 
+@functools.cache
 def pretraining_parts(whose):
     """{name: weight} at the start of pre-training; the two output layers without their 1 / sqrt(2 l)."""
     torch.manual_seed(0)
@@ -255,6 +257,7 @@ def test_b4_biases_start_at_zero(whose):
     assert pretraining_parts(whose)['fc_biases'].eq(0).all()
 
 
+@functools.cache
 def classifier(whose):
     """A small classifier by each project's from-scratch config, after mmengine has initialised it."""
     if whose == 'beit_mm':
@@ -706,8 +709,6 @@ def test_b14_is_refused(path):
     config = Config.fromfile(path)
     with pytest.raises(ConfigError, match=r'param_scheduler\[1\]\.end=160000: .* train_cfg\.max_iters=320000'):
         check_config(config, path.name)
-    for path in OUR_RECIPES:
-        check_config(Config.fromfile(path), path.name)
 
 
 # Segmentors
