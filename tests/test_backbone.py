@@ -265,6 +265,29 @@ def test_fewer_bands_are_refused():
         fit(wide.state_dict(), model.state_dict(), model.own_grid, prefix='')
 
 
+@pytest.mark.parametrize('loaded', [False, True])
+def test_a_start_given_to_the_whole_model_is_not_the_backbones(loaded):
+    """mmpretrain's stock config initialises every Linear of the model, ours loses its scaled output layers by that;
+    weights that were loaded by hand before stay."""
+    init = [dict(type='TruncNormal', layer='Linear', std=0.02), dict(type='Constant', layer='LayerNorm', val=0.5)]
+    backbone = dict(type='beit_mm.BEiTViT', arch=dict(TINY, embed_dims=192), img_size=64)
+    head = dict(type='LinearClsHead', num_classes=3, in_channels=192)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(
+            dict(type='ImageClassifier', backbone=backbone, head=head, init_cfg=None if loaded else init)
+        )
+    if loaded:
+        before = {key: value.clone() for key, value in randomised(model.backbone).state_dict().items()}
+    model.init_weights()
+    if loaded:
+        assert all(torch.equal(value, before[key]) for key, value in model.backbone.state_dict().items())
+        return
+    for depth, block in enumerate(model.backbone.layers, start=1):
+        expect(block.attn.proj.weight, 0.02 / (2 * depth) ** 0.5)
+        assert block.ln1.weight.eq(1).all()
+        assert block.gamma_1.eq(0.1).all()
+
+
 @pytest.mark.parametrize('positions', [False, True])
 def test_any_size_equals_a_model_built_for_it(positions):
     kind = dict(use_abs_pos_emb=positions, use_rel_pos_bias=not positions, out_type='raw')

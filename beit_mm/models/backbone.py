@@ -26,6 +26,7 @@ from .block import Block, RelativePositionBias, position_bias
 
 OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
 INIT_STD = 0.02  # official modeling_finetune.py and modeling_pretrain.py
+UNCHANGED = 'The value is the same before and after'  # mmengine's word for a parameter nobody has initialised
 
 
 class PatchEmbed(nn.Module):
@@ -150,6 +151,7 @@ class BEiTViT(BaseModule):
         self.out_type = out_type
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
+        self.layer_scale = float(layer_scale_init_value or 0.0)
 
         self.patch_embed = PatchEmbed(in_channels, dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -169,7 +171,7 @@ class BEiTViT(BaseModule):
                 drop_rate,
                 attn_drop_rate,
                 drop_path,
-                layer_scale_init_value or 0.0,
+                self.layer_scale,
                 eps,
                 fused_attention,
             )
@@ -182,29 +184,36 @@ class BEiTViT(BaseModule):
         self._initialise()
         self._freeze()
 
+    @torch.no_grad()
     def _initialise(self) -> None:
         """The official initialisation: every weight at +-1 sigma to pre-train, the official defaults else."""
         pretraining = self.mask_token is not None
         limit = INIT_STD if pretraining else 2.0
-        for module in self.modules():
-            if isinstance(module, nn.Linear) or (pretraining and isinstance(module, nn.Conv2d)):
-                nn.init.trunc_normal_(module.weight, std=INIT_STD, a=-limit, b=limit)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for token in (self.cls_token, self.mask_token, self.pos_embed):
-            if token is not None:
-                nn.init.trunc_normal_(token, std=INIT_STD, a=-limit, b=limit)
+        for name, parameter in self.named_parameters():
+            if name.endswith(('gamma_1', 'gamma_2')):
+                parameter.fill_(self.layer_scale)
+            elif parameter.ndim == 1 or name.endswith('bias_table'):
+                parameter.fill_(1.0 if name.endswith(('ln1.weight', 'ln2.weight')) else 0.0)
+            else:
+                nn.init.trunc_normal_(parameter, std=INIT_STD, a=-limit, b=limit)
+        if not pretraining:
+            self.patch_embed.projection.reset_parameters()
         for depth, block in enumerate(self.layers, start=1):
-            with torch.no_grad():
-                block.attn.proj.weight.div_((2.0 * depth) ** 0.5)
-                block.ffn.layers[1].weight.div_((2.0 * depth) ** 0.5)
+            block.attn.proj.weight.div_((2.0 * depth) ** 0.5)
+            block.ffn.layers[1].weight.div_((2.0 * depth) ** 0.5)
 
     def init_weights(self) -> None:
-        """Load `init_cfg`'s checkpoint if there is one; the official initialisation is done when building."""
+        """Load `init_cfg`'s checkpoint if there is one. The official initialisation is done when building, and
+        again if the `init_cfg` of a model around this one has been over it."""
         if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
             self._load_pretrained(self.init_cfg['checkpoint'], self.init_cfg.get('prefix') or '')
         elif self.init_cfg:
             super().init_weights()
+        else:
+            # What mmengine's init_weights keeps while it runs: {parameter: who changed it}
+            history = getattr(self, '_params_init_info', {})
+            if any(not history[p]['init_info'].startswith(UNCHANGED) for p in self.parameters() if p in history):
+                self._initialise()
         self._is_init = True
 
     def _load_pretrained(self, checkpoint: str, prefix: str) -> None:
