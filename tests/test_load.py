@@ -1,5 +1,6 @@
 """checkpoints/load.py: nothing runs code, damage is named, and weights fit or are refused."""
 
+import argparse
 import os
 import pickle
 import random
@@ -42,9 +43,23 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, monkeypatch, switch, legacy):
     assert not marker.exists()
 
 
+def test_the_official_files_carry_their_command_line(tmp_path):
+    """argparse.Namespace, which torch's weights_only refuses; anything that runs inside of it is refused as ever."""
+    weights = dict(a=torch.ones(2))
+    torch.save(dict(model=weights, args=argparse.Namespace(lr=1e-3, model='beit_base')), tmp_path / 'beit.pth')
+    content = read(tmp_path / 'beit.pth')
+    assert content['args'].lr == 1e-3
+    assert torch.equal(state_dict_of(content)['a'], weights['a'])
+    torch.save(dict(model=weights, args=argparse.Namespace(a=Payload(tmp_path / 'ran'))), tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match=r'bad\.pth: holds Python objects besides tensors \((os|posix)\.system\)'):
+        read(tmp_path / 'bad.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
+        (b'# A page of text, which is no pickle either', 'not a checkpoint'),
         (b'', 'empty'),
         (b'<!DOCTYPE html><html>404</html>', 'web page'),
         (b'PK\x03\x04 cut off', 'damaged|not a checkpoint'),
@@ -191,9 +206,11 @@ def test_a_backbone_loads_its_init_cfg(tmp_path):
     for block, before in zip(tuned.layers, pretrained.layers, strict=True):
         assert torch.equal(block.attn.relative_position_bias_table, expected)  # mmpretrain's stays as it started
         assert torch.equal(block.ffn.layers[1].weight, before.ffn.layers[1].weight)
-    for changes in (dict(prefix='module.'), dict(prefix=None)):
-        with pytest.raises(CheckpointError, match=r'pretrained\.pth, prefix .*does not fit'):
-            BEiTViT(ARCH, img_size=96, init_cfg={**start, **changes}).init_weights()
+    found = BEiTViT(ARCH, img_size=96, init_cfg={**start, 'prefix': None})
+    found.init_weights()
+    assert all(torch.equal(value, tuned.state_dict()[key]) for key, value in found.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"no key starts with the prefix 'model\.'; they start with backbone"):
+        BEiTViT(ARCH, img_size=96, init_cfg={**start, 'prefix': 'model.'}).init_weights()
     with pytest.raises(CheckpointError, match=r'the model has \(1, 1, 64\)'):
         BEiTViT(dict(ARCH, embed_dims=64), img_size=96, init_cfg=start).init_weights()
 

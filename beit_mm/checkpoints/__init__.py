@@ -1,1 +1,5 @@
-"""Weight files: reading, writing, and fitting them to a model."""
+"""Weight files: reading, writing, converting between projects, and fitting to a model."""
+
+from .convert import convert_state_dict
+
+__all__ = ['convert_state_dict']

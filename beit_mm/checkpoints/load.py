@@ -1,26 +1,30 @@
 """Reading and writing weight files. The only place of beit_mm that opens one, and never as a pickle with code."""
 
+import argparse
 import hashlib
 import math
 import os
 import pickle
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 
 from ..ops.pixels import inflate_bands
 from ..ops.relative_position import NUM_CLASS_ROWS, num_offsets, resize_positions, resize_table
-
-
-class CheckpointError(ValueError):
-    """A weight file that cannot be used; the message says which, why, and what to do."""
+from .convert import ConversionReport, convert_state_dict, few, stripped
+from .errors import CheckpointError
 
 
 def read(filename: str | os.PathLike, map_location=None) -> dict:
-    """Read a .pth or .safetensors file with `weights_only=True`, whatever the environment says.
+    """Read a .pth, .safetensors or .pdparams file with `weights_only=True`, whatever the environment says.
 
     Raises CheckpointError, naming the file, when it is missing, damaged, a web page, or holds code.
     """
@@ -35,20 +39,24 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
         raise CheckpointError(f'{path}: the file is empty; the run that wrote it was cut off. Use an older one')
     if start.startswith((b'<!doctype', b'<html', b'<?xml')):
         raise CheckpointError(f'{path}: this is a web page, not weights; the download was answered by an error page')
+    if path.suffix == '.pdparams':
+        return _read_paddle(path)
     if path.suffix == '.safetensors':
         try:
             return load_file(path, device=str(map_location or 'cpu'))
         except SafetensorError as error:
             raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        # The official BEiT files hold their command line; a Namespace is a bag of values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if 'Unsupported' in str(error) or 'GLOBAL' in str(error) or 'global' in str(error):
+        if found := re.search(r'(?:GLOBAL|global|class) ([A-Za-z_][\w.]*\.\w+)', str(error)):
             raise CheckpointError(
-                f'{path}: holds Python objects besides tensors, and loading those could run code. '
-                f'Save it again as tensors and plain types. What torch said: {str(error).splitlines()[0]}'
+                f'{path}: holds Python objects besides tensors ({found[1]}), and loading those could run code. '
+                f'Save it again as tensors and plain types'
             ) from error
-        raise CheckpointError(f'{path}: not a checkpoint, or damaged ({str(error).splitlines()[0]})') from error
+        raise CheckpointError(f'{path}: not a checkpoint, or damaged') from error
     except Exception as error:  # damaged bytes make torch raise IndexError, struct.error, AssertionError, ...
         said = (str(error).splitlines() or [''])[0]
         raise CheckpointError(f'{path}: damaged or cut off ({type(error).__name__}: {said})') from error
@@ -57,18 +65,84 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
     return content
 
 
-def write(checkpoint: dict, filename: str | os.PathLike) -> None:
+class ArraysOnly(pickle.Unpickler):
+    """Unpickles containers, numbers, bytes and NumPy arrays, and refuses every other name."""
+
+    ALLOWED = {
+        ('numpy', 'ndarray'),
+        ('numpy', 'dtype'),
+        ('numpy.core.multiarray', '_reconstruct'),
+        ('numpy._core.multiarray', '_reconstruct'),
+        ('numpy.core.numeric', '_frombuffer'),
+        ('numpy._core.numeric', '_frombuffer'),
+        ('_codecs', 'encode'),
+    }
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f'{module}.{name} is not an array')
+        return super().find_class(module, name)
+
+
+def _read_paddle(path: Path) -> dict[str, torch.Tensor]:
+    """Paddle's .pdparams: a pickle of {name: array}, beside a table of names that is left out."""
+    try:
+        with open(path, 'rb') as file:
+            content = ArraysOnly(file, encoding='latin1').load()
+    except Exception as error:  # damaged bytes make pickle raise IndexError, struct.error, KeyError, ...
+        raise CheckpointError(f'{path}: not a file of Paddle parameters ({error})') from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path}: holds a {type(content).__name__}, and Paddle parameters are a dict of arrays')
+    return {key: torch.from_numpy(np.array(value)) for key, value in content.items() if isinstance(value, np.ndarray)}
+
+
+def _into_place(path: Path, put: Callable[[IO[bytes]], object]) -> None:
     """Write so that the name only ever holds a complete file: temporary file, sync, rename."""
-    path = Path(filename)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         with open(temporary, 'wb') as file:
-            torch.save(checkpoint, file)
+            put(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write(checkpoint: dict, filename: str | os.PathLike) -> None:
+    """Write a checkpoint so that the name only ever holds a complete file."""
+    _into_place(Path(filename), lambda file: torch.save(checkpoint, file))
+
+
+KEY_OF_WEIGHTS = {'unilm': 'model', 'beit_mm': 'state_dict', 'mmpretrain': 'state_dict', 'mmseg': 'state_dict'}
+
+
+def convert_file(source: Path, destination: Path, form: str | None, target: str, *options) -> ConversionReport:
+    """Read weights, convert them, and write them as the target's projects expect to find them.
+
+    .safetensors and .pth hold tensors, .pdparams (of passl) arrays. options: the rest of convert_state_dict's
+    arguments. Raises CheckpointError naming the file; nothing is written then.
+    """
+    suffixes = ('.pdparams',) if target == 'passl' else ('.pth', '.safetensors')
+    if destination.suffix not in suffixes:
+        raise CheckpointError(f'{destination}: {target} is written to a file that ends in {" or ".join(suffixes)}')
+    if destination.exists():
+        raise CheckpointError(f'{destination}: is there already; choose another name or remove it')
+    try:
+        weights, report = convert_state_dict(state_dict_of(read(source, map_location='cpu')), form, target, *options)
+    except CheckpointError as error:
+        raise error if str(error).startswith(str(source)) else CheckpointError(f'{source}: {error}') from error
+    weights = {key: value.contiguous().clone() for key, value in weights.items()}  # of chunks and shared tables
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if destination.suffix == '.safetensors':
+        _into_place(destination, lambda file: file.write(serialise(weights, metadata=dict(format='pt'))))
+    elif destination.suffix == '.pdparams':
+        arrays = {key: value.numpy() for key, value in weights.items()}
+        _into_place(destination, lambda file: pickle.dump(arrays, file, protocol=4))
+    else:
+        key = KEY_OF_WEIGHTS.get(target)
+        write({key: weights} if key else weights, destination)
+    return report
 
 
 def sha256(filename: str | os.PathLike) -> str:
@@ -88,6 +162,27 @@ def state_dict_of(checkpoint: dict) -> dict[str, torch.Tensor]:
     return checkpoint
 
 
+def as_ours(weights: dict[str, torch.Tensor], prefix: str = '') -> tuple[dict[str, torch.Tensor], str]:
+    """(weights under our names, with `backbone.` in front of the backbone's; what was done about them).
+
+    Any format of formats.py is converted; what has our names for a backbone's blocks stays as it is, whatever it holds
+    besides. prefix: only the keys that start with it, without it. Raises CheckpointError for a prefix that no key has
+    and for an unknown format.
+    """
+    weights = stripped(weights)
+    if prefix:
+        starts = sorted({key.split('.')[0] for key in weights})
+        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+        if not weights:
+            raise CheckpointError(f'no key starts with the prefix {prefix!r}; they start with {few(starts, 8)}')
+    if any(key.startswith('backbone.layers.0.ln1.') for key in weights):
+        return weights, ''
+    if 'layers.0.ln1.weight' in weights:
+        return {f'backbone.{key}': value for key, value in weights.items()}, ''
+    weights, report = convert_state_dict(weights)
+    return weights, f'{report}; '
+
+
 @dataclass
 class LoadReport:
     """What became of the keys of a checkpoint: names by fate."""
@@ -103,12 +198,8 @@ class LoadReport:
         for fate in ('resized', 'expanded', 'missing', 'dropped'):
             names = getattr(self, fate)
             if names:
-                parts[[p.split()[1] for p in parts].index(fate)] += f' ({_few(names)})'
+                parts[[p.split()[1] for p in parts].index(fate)] += f' ({few(names)})'
         return ', '.join(parts)
-
-
-def _few(names: list[str]) -> str:
-    return ', '.join(names[:3]) + (f', ... {len(names) - 3} more' if len(names) > 3 else '')
 
 
 PATCH_EMBEDDING = 'patch_embed.projection.weight'

@@ -2,12 +2,12 @@
 
 import hashlib
 import io
-import pickle
 from pathlib import Path
 
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from ..checkpoints.load import ArraysOnly
 from ..registry import DATASETS
 from . import embedded
 
@@ -111,23 +111,6 @@ class EmbeddedDigits(_Generated):
         )
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles containers, numbers, bytes and NumPy arrays, and refuses every other name."""
-
-    ALLOWED = {
-        ('numpy', 'ndarray'),
-        ('numpy', 'dtype'),
-        ('numpy.core.multiarray', '_reconstruct'),
-        ('numpy._core.multiarray', '_reconstruct'),
-        ('_codecs', 'encode'),
-    }
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f'{module}.{name} is not an array')
-        return super().find_class(module, name)
-
-
 def read_cifar_pickle(path: Path, md5: str | None, key: str) -> dict:
     """One of CIFAR's pickles, which must hold `key`. Raises an error naming the file when it is not as published."""
     if not path.is_file():
@@ -139,7 +122,7 @@ def read_cifar_pickle(path: Path, md5: str | None, key: str) -> dict:
     if md5 is not None and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
         raise ValueError(f'{path}: md5 is {found}, expected {md5}; the file is damaged or another one')
     try:
-        batch = _ArraysOnly(io.BytesIO(content), encoding='latin1').load()
+        batch = ArraysOnly(io.BytesIO(content), encoding='latin1').load()
     except Exception as error:  # damaged bytes make pickle raise IndexError, struct.error, KeyError, ...
         raise ValueError(f'{path}: not a CIFAR file ({error})') from error
     if not isinstance(batch, dict) or key not in batch:

@@ -13,7 +13,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from ..checkpoints.load import CheckpointError, fit, read, sha256, state_dict_of
+from ..checkpoints.load import CheckpointError, as_ours, fit, read, sha256, state_dict_of
 from ..registry import HOOKS
 
 PACKAGE = Path(__file__).parents[1]
@@ -133,15 +133,16 @@ class FitWeightsHook(Hook):
         backbone = getattr(model, 'backbone', None)
         if runner._resume or not hasattr(backbone, 'own_grid'):
             return
-        weights = state_dict_of(checkpoint)
         try:
+            weights, done = as_ours(state_dict_of(checkpoint))
             fitted, report = fit(
                 weights, model.state_dict(), backbone.own_grid, interpolation=backbone.interpolate_mode
             )
         except CheckpointError as error:
             raise CheckpointError(f'{runner._load_from}: {error}') from error
-        runner.logger.info(f'{runner._load_from}: {report}')
-        checkpoint.pop('state_dict', None)
+        runner.logger.info(f'{runner._load_from}: {done}{report}')
+        for key in ('state_dict', 'model', 'module'):
+            checkpoint.pop(key, None)
         checkpoint['state_dict'] = fitted
 
 

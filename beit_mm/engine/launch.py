@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from ..checkpoints.load import CheckpointError, read, state_dict_of
+from ..checkpoints.load import CheckpointError, as_ours, read, state_dict_of
 from .amp import amp_wrapper_type
 from .checkpointing import latest_checkpoint
 from .configs import ConfigError
@@ -166,6 +166,11 @@ def evaluate(config: Config, checkpoint: str, **wishes) -> tuple[Runner, dict[st
 def _load_whole(runner: Runner, checkpoint: str) -> None:
     """A test on a half-loaded model is no test: missing or unexpected keys are an error."""
     weights = state_dict_of(read(checkpoint, map_location='cpu'))
+    if hasattr(runner.model, 'backbone'):
+        try:
+            weights, _ = as_ours(weights)
+        except CheckpointError as error:
+            raise CheckpointError(f'{checkpoint}: {error}') from error
     try:
         runner.model.load_state_dict(weights)
     except RuntimeError as error:

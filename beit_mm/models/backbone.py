@@ -18,7 +18,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoints.load import CheckpointError, fit, state_dict_of
+from ..checkpoints.load import CheckpointError, as_ours, fit, state_dict_of
 from ..ops.relative_position import resize_positions
 from ..registry import MODELS
 from .architectures import architecture, refuse_changed, translate_mmseg, variant_arguments
@@ -219,13 +219,15 @@ class BEiTViT(BaseModule):
     def _load_pretrained(self, checkpoint: str, prefix: str) -> None:
         """mmengine's `Pretrained` loads what happens to match; here all fits, or CheckpointError says why not."""
         weights = state_dict_of(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'))
-        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
         try:
+            weights, done = as_ours(weights, prefix)
+            of_backbone = 'backbone.'
+            weights = {k[len(of_backbone) :]: v for k, v in weights.items() if k.startswith(of_backbone)}
             fitted, report = fit(weights, self.state_dict(), self.own_grid, '', self.interpolate_mode)
         except CheckpointError as error:
-            raise CheckpointError(f'{checkpoint}, prefix {prefix!r}: {error}') from error
+            raise CheckpointError(f'{checkpoint}: {error}') from error
         self.load_state_dict(fitted, strict=False)
-        print_log(f'{checkpoint}: {report}', logger='current', level=logging.INFO)
+        print_log(f'{checkpoint}: {done}{report}', logger='current', level=logging.INFO)
 
     def _freeze(self) -> None:
         for part in self._frozen_parts():

@@ -82,10 +82,11 @@ def _matrix(src: int, dst: int) -> np.ndarray:
     return spline(wanted)
 
 
-def resize_table(table: torch.Tensor, src_grid: Grid, dst_grid: Grid) -> torch.Tensor:
+def resize_table(table: torch.Tensor, src_grid: Grid, dst_grid: Grid, interpolation: str = 'geometric') -> torch.Tensor:
     """Resize a table ((2h-1)(2w-1)+3, heads) from one grid to another; the class token's rows are kept.
 
-    Differentiable. Equals the official geometric progression with cubic `interp2d` (removed from SciPy
+    interpolation: `geometric`, or `bicubic` or `bilinear` of the table as an image (Hugging Face does the latter).
+    Differentiable. The first Equals the official geometric progression with cubic `interp2d` (removed from SciPy
     1.14) to 1e-5, and serves grids with h != w, which the official code does not.
     """
     if table.shape[0] != num_offsets(src_grid):
@@ -97,6 +98,10 @@ def resize_table(table: torch.Tensor, src_grid: Grid, dst_grid: Grid) -> torch.T
     offsets, of_class = table[:-NUM_CLASS_ROWS], table[-NUM_CLASS_ROWS:]
     heads = table.shape[1]
     image = offsets.T.reshape(heads, 2 * src_grid[0] - 1, 2 * src_grid[1] - 1)
+    if interpolation != 'geometric':
+        size = (2 * dst_grid[0] - 1, 2 * dst_grid[1] - 1)
+        image = F.interpolate(image[None], size=size, mode=interpolation, align_corners=False)
+        return torch.cat([image.flatten(2)[0].T, of_class])
     a_h = resize_matrix(src_grid[0], dst_grid[0]).to(table)
     a_w = resize_matrix(src_grid[1], dst_grid[1]).to(table)
     return torch.cat([(a_h @ image @ a_w.T).reshape(heads, -1).T, of_class])

@@ -1,0 +1,35 @@
+"""Convert the weights of a BEiT between projects: python tools/convert_checkpoint.py SRC DST --to FORMAT."""
+
+import argparse
+from pathlib import Path
+
+from beit_mm.checkpoints.formats import FORMATS
+from beit_mm.checkpoints.load import convert_file
+from beit_mm.engine.launch import door
+
+
+@door
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', type=Path, help='a .pth, .safetensors or .pdparams file')
+    parser.add_argument('destination', type=Path, help='.pth or .safetensors')
+    parser.add_argument('--from', dest='form', default='auto', choices=['auto', *FORMATS], help='default: find out')
+    parser.add_argument('--to', required=True, choices=list(FORMATS), help='the format to write')
+    parser.add_argument(
+        '--grid', type=int, nargs=2, metavar=('H', 'W'), help='patches to resize positions and tables to'
+    )
+    parser.add_argument('--interpolation', default='geometric', choices=['geometric', 'bicubic', 'bilinear'])
+    parser.add_argument(
+        '--tables', default='keep', choices=['keep', 'expand', 'share'], help='one table, or one per block'
+    )
+    parser.add_argument('--drop', nargs='+', default=(), metavar='PREFIX', help='our names to leave out, such as head.')
+    args = parser.parse_args()
+    source = None if args.form == 'auto' else args.form
+    report = convert_file(
+        args.source, args.destination, source, args.to, args.grid, args.interpolation, args.tables, tuple(args.drop)
+    )
+    print(f'{args.destination}: {report}')
+
+
+if __name__ == '__main__':
+    main()
