@@ -12,6 +12,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from beit_mm.checkpoints.load import CheckpointError, read, sha256, write
+from beit_mm.engine import checkpointing
 from beit_mm.engine.checkpointing import (
     FitWeightsHook,
     PlainCheckpointHook,
@@ -105,6 +106,21 @@ class Model(nn.Module):
     def __init__(self, **changes):
         super().__init__()
         self.backbone = BEiTViT(ARCH, **{'img_size': 64, **changes})
+
+
+@pytest.mark.parametrize(('mean', 'warned'), [([1.0, 2.0], False), ([127.5, 2.0], True)])
+def test_another_normalisation_is_said(mean, warned, monkeypatch):
+    """mmpretrain fine-tunes with another mean than it pre-trained with, and says nothing."""
+    said = []
+    monkeypatch.setattr(checkpointing, 'print_log', lambda text, **_: said.append(text))
+    model = Model()
+    carried = dict(data_preprocessor=dict(mean=[1.0, 2.0], std=[3.0]))
+    checkpoint = dict(state_dict=model.state_dict(), meta=dict(beit_mm=carried))
+    runner = fake_runner(model, data_preprocessor=dict(mean=mean, std=[3.0]))
+    FitWeightsHook().after_load_checkpoint(runner, checkpoint)
+    assert bool(said) == warned
+    if warned:
+        assert said[0].startswith('start.pth was trained on images with mean [1.0, 2.0], this config has [127.5, 2.0]')
 
 
 def test_load_from_fits_or_refuses():

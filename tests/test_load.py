@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from mmengine.model import PretrainedInit
 from mmengine.runner.checkpoint import load_checkpoint
 from safetensors.torch import save_file
 
@@ -206,9 +207,11 @@ def test_a_backbone_loads_its_init_cfg(tmp_path):
     for block, before in zip(tuned.layers, pretrained.layers, strict=True):
         assert torch.equal(block.attn.relative_position_bias_table, expected)  # mmpretrain's stays as it started
         assert torch.equal(block.ffn.layers[1].weight, before.ffn.layers[1].weight)
-    found = BEiTViT(ARCH, img_size=96, init_cfg={**start, 'prefix': None})
-    found.init_weights()
-    assert all(torch.equal(value, tuned.state_dict()[key]) for key, value in found.state_dict().items())
+    for spelt in ({**start, 'prefix': None}, [dict(type='Constant', layer='LayerNorm', val=3.0), start],
+                  {**start, 'type': PretrainedInit}, {**start, 'type': 'mmengine.Pretrained'}):  # fmt: skip
+        found = BEiTViT(ARCH, img_size=96, init_cfg=spelt)
+        found.init_weights()
+        assert all(torch.equal(value, tuned.state_dict()[key]) for key, value in found.state_dict().items())
     with pytest.raises(CheckpointError, match=r"no key starts with the prefix 'model\.'; they start with backbone"):
         BEiTViT(ARCH, img_size=96, init_cfg={**start, 'prefix': 'model.'}).init_weights()
     with pytest.raises(CheckpointError, match=r'the model has \(1, 1, 64\)'):
@@ -228,8 +231,27 @@ def test_a_backbone_loads_what_mmseg_calls_pretrained(tmp_path):
 
 def test_wrong_prefix_is_refused():
     model = BEiTViT(ARCH, img_size=32)
-    with pytest.raises(CheckpointError, match='is not in the checkpoint'):
+    with pytest.raises(CheckpointError, match=r'no key of the checkpoint starts with backbone\.layers\.; is'):
         fit(model.state_dict(), prefixed(model), model.own_grid)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(arch=dict(ARCH, embed_dims=64)), 'embed_dims is 32 in the checkpoint and 64 here'),
+        (dict(arch=dict(ARCH, num_layers=3)), 'num_layers is 2 in the checkpoint and 3 here'),
+        (dict(arch=dict(ARCH, num_heads=4)), 'num_heads is 2 in the checkpoint and 4 here'),
+        (dict(arch=dict(ARCH, feedforward_channels=96)), 'feedforward_channels is 64 in the checkpoint and 96 here'),
+        (dict(patch_size=8), 'patch_size is 16 in the checkpoint and 8 here'),
+        (dict(layer_scale_init_value=0), 'LayerScale is yes in the checkpoint and no here'),
+        (dict(variant='beit'), 'relative positions is yes .* absolute positions is no in the checkpoint and yes here'),
+        (dict(bias=False), "some of its keys are another model's"),
+    ],
+)
+def test_what_differs_is_said(changes, message):
+    model = BEiTViT(**{'arch': ARCH, 'img_size': 32, **changes})
+    with pytest.raises(CheckpointError, match=f'does not fit: .*{message}'):
+        fit(prefixed(BEiTViT(ARCH, img_size=32)), prefixed(model), model.own_grid)
 
 
 def test_heads_of_another_size_keep_their_start():

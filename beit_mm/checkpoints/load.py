@@ -225,6 +225,7 @@ def fit(
     CheckpointError when any other part of the backbone is missing, left over or of another shape.
     """
     report = LoadReport()
+    given = weights
     weights = {k: v for k, v in weights.items() if not k.endswith('relative_position_index')}
     per_block = [k for k in own if k.startswith(prefix + 'layers.') and k.endswith(TABLE)]
     shared = prefix + SHARED_TABLE
@@ -262,11 +263,38 @@ def fit(
                 refused.append(f'{key} is not in the checkpoint')
     if refused:
         shown = '\n  '.join(refused[:4]) + (f'\n  ... {len(refused) - 4} more' if len(refused) > 4 else '')
-        raise CheckpointError(
-            f'the backbone does not fit:\n  {shown}\n'
-            f'Check arch, patch_size, positions and LayerScale of the config against those of the checkpoint'
-        )
+        raise CheckpointError(f'the backbone does not fit: {_difference(given, own, prefix)}\n  {shown}')
     return fitted, report
+
+
+def outline(weights: dict[str, torch.Tensor], prefix: str = 'backbone.') -> dict[str, int | str]:
+    """What the shapes of a backbone's weights say about it, under the names of BEiTViT's arguments."""
+    of = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+    layers = {key.split('.')[1] for key in of if key.startswith('layers.')}
+    outline: dict[str, int | str] = dict(num_layers=len(layers))
+    if 'cls_token' in of:
+        outline['embed_dims'] = of['cls_token'].shape[-1]
+    if 'layers.0.ffn.layers.0.0.weight' in of:
+        outline['feedforward_channels'] = of['layers.0.ffn.layers.0.0.weight'].shape[0]
+    if PATCH_EMBEDDING in of:
+        outline['patch_size'] = of[PATCH_EMBEDDING].shape[-1]
+    tables = [value for key, value in of.items() if key.endswith(TABLE)]
+    if tables:
+        outline['num_heads'] = tables[0].shape[-1]
+    outline['relative positions'] = 'yes' if tables else 'no'
+    outline['absolute positions'] = 'yes' if 'pos_embed' in of else 'no'
+    outline['LayerScale'] = 'yes' if 'layers.0.gamma_1' in of else 'no'
+    return outline
+
+
+def _difference(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor], prefix: str) -> str:
+    """In which of the outline's points a checkpoint differs from a model, in words."""
+    theirs, ours = outline(weights, prefix), outline(own, prefix)
+    if not theirs['num_layers']:
+        return f'no key of the checkpoint starts with {prefix}layers.; is the prefix right?'
+    points = [f'{name} is {theirs[name]} in the checkpoint and {ours[name]} here'
+              for name in ours if name in theirs and theirs[name] != ours[name]]  # fmt: skip
+    return '; '.join(points) or "some of its keys are another model's"
 
 
 def _resized(

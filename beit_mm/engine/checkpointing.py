@@ -105,7 +105,7 @@ class PlainCheckpointHook(Hook):
                     revision=code_revision(),
                     stages=self.stages,
                     backbone=dict(model.get('backbone') or {}),
-                    data_preprocessor=dict(model.get('data_preprocessor') or runner.cfg.get('data_preprocessor') or {}),
+                    data_preprocessor=preprocessing_of(runner.cfg),
                 ),
             )
         )
@@ -122,6 +122,24 @@ class PlainCheckpointHook(Hook):
             name: HistoryBuffer(entry['values'].tolist(), entry['counts'].tolist())
             for name, entry in hub['log_scalars'].items()
         }
+
+
+def preprocessing_of(config) -> dict:
+    """The data preprocessor of a run, wherever its config has it."""
+    return dict(config.get('model', {}).get('data_preprocessor') or config.get('data_preprocessor') or {})
+
+
+def warn_of_preprocessing(meta: dict, config, checkpoint: str) -> None:
+    """Say so where images are normalised otherwise than those that the weights were trained on."""
+    before, now = meta.get('beit_mm', {}).get('data_preprocessor') or {}, preprocessing_of(config)
+    for key in ('mean', 'std'):
+        if before.get(key) and now.get(key) and list(before[key]) != list(now[key]):
+            print_log(
+                f'{checkpoint} was trained on images with {key} {list(before[key])}, this config has '
+                f'{list(now[key])}: results will suffer. Set data_preprocessor.{key} to the former',
+                logger='current',
+                level=logging.WARNING,
+            )
 
 
 @HOOKS.register_module()
@@ -144,6 +162,7 @@ class FitWeightsHook(Hook):
         for key in ('state_dict', 'model', 'module'):
             checkpoint.pop(key, None)
         checkpoint['state_dict'] = fitted
+        warn_of_preprocessing(checkpoint.get('meta') or {}, runner.cfg, runner._load_from)
 
 
 def step_of(path: Path) -> int:

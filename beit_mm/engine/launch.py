@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 from ..checkpoints.load import CheckpointError, as_ours, read, state_dict_of
 from .amp import amp_wrapper_type
-from .checkpointing import latest_checkpoint
+from .checkpointing import latest_checkpoint, warn_of_preprocessing
 from .configs import ConfigError
 
 SAFETY_HOOKS = [
@@ -165,7 +165,9 @@ def evaluate(config: Config, checkpoint: str, **wishes) -> tuple[Runner, dict[st
 
 def _load_whole(runner: Runner, checkpoint: str) -> None:
     """A test on a half-loaded model is no test: missing or unexpected keys are an error."""
-    weights = state_dict_of(read(checkpoint, map_location='cpu'))
+    content = read(checkpoint, map_location='cpu')
+    warn_of_preprocessing(content.get('meta') or {}, runner.cfg, checkpoint)
+    weights = state_dict_of(content)
     if hasattr(runner.model, 'backbone'):
         try:
             weights, _ = as_ours(weights)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -205,8 +205,10 @@ class BEiTViT(BaseModule):
     def init_weights(self) -> None:
         """Load `init_cfg`'s checkpoint if there is one. The official initialisation is done when building, and
         again if the `init_cfg` of a model around this one has been over it."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            self._load_pretrained(self.init_cfg['checkpoint'], self.init_cfg.get('prefix') or '')
+        init_cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        pretrained = [cfg for cfg in init_cfgs if _names_pretrained(cfg['type'])]
+        if pretrained:
+            self._load_pretrained(pretrained[-1]['checkpoint'], pretrained[-1].get('prefix') or '')
         elif self.init_cfg:
             super().init_weights()
         else:
@@ -336,6 +338,10 @@ class BEiTViT(BaseModule):
         if name.startswith('layers.'):
             return int(name.split('.')[1]) + 1, num_depths
         return num_depths - 1, num_depths
+
+
+def _names_pretrained(kind: str | type) -> bool:
+    return kind is PretrainedInit or str(kind).rsplit('.', 1)[-1] == 'Pretrained'
 
 
 def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
