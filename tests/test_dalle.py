@@ -1,9 +1,18 @@
 """models/dalle.py: OpenAI's encoder to the number, its size, and that it never trains."""
 
+import os
+import sys
+import types
+from types import SimpleNamespace
+
+import pytest
 import torch
 from official import golden
+from torch import nn
 
+from beit_mm.checkpoints.load import CheckpointError, read
 from beit_mm.models.dalle import Decoder, Encoder
+from beit_mm.models.targets import TokenTarget
 from beit_mm.ops.pixels import map_pixels
 
 
@@ -14,6 +23,77 @@ def test_dalle_encoder_equals_openai():
     torch.testing.assert_close(map_pixels(io['image_0_1']), io['mapped'])
     torch.testing.assert_close(encoder(io['mapped']), io['logits'], atol=1e-4, rtol=0)
     assert torch.equal(encoder.tokens(io['mapped']), io['tokens'])
+
+
+@pytest.fixture
+def dall_e(monkeypatch):
+    """OpenAI's package as far as its pickles name it: classes under the names of its modules."""
+
+    def made(module, name, base=nn.Module):
+        kind = type(name, (base,), dict(__module__=f'dall_e.{module}'))
+        holder = sys.modules.get(f'dall_e.{module}') or types.ModuleType(f'dall_e.{module}')
+        setattr(holder, name, kind)
+        monkeypatch.setitem(sys.modules, f'dall_e.{module}', holder)
+        return kind
+
+    monkeypatch.setitem(sys.modules, 'dall_e', types.ModuleType('dall_e'))
+    return SimpleNamespace(
+        Encoder=made('encoder', 'Encoder'), EncoderBlock=made('encoder', 'EncoderBlock'), Conv2d=made('utils', 'Conv2d')
+    )
+
+
+def pickled(ours, dall_e):
+    """Our module as OpenAI's classes would hold it: the same tree, of their classes and torch's."""
+    if hasattr(ours, 'w'):
+        module = dall_e.Conv2d()
+        module.w, module.b, module.kw, module.use_float16 = ours.w, ours.b, ours.w.shape[-1], True
+        return module
+    if type(ours).__name__ == 'Encoder':
+        module = dall_e.Encoder()
+    elif hasattr(ours, 'res_path'):
+        module = dall_e.EncoderBlock()
+    else:
+        module = type(ours)() if isinstance(ours, (nn.Sequential, nn.ReLU, nn.Identity)) else nn.MaxPool2d(2)
+    module.device = torch.device('cpu')
+    for name, child in ours.named_children():
+        module.add_module(name, pickled(child, dall_e))
+    return module
+
+
+def test_openais_pickle_is_read_without_its_package(tmp_path, dall_e, monkeypatch):
+    """encoder.pkl is a pickled module. Its tokens are the golden's; none of its classes is imported."""
+    meta, weights, io = golden('dalle_encoder')
+    ours = Encoder(meta['n_hid'], meta['vocab_size'], meta['n_blk_per_group'])
+    ours.load_state_dict(weights)
+    torch.save(pickled(ours, dall_e), tmp_path / 'encoder.pkl')
+    for name in [name for name in sys.modules if name.split('.')[0] == 'dall_e']:
+        monkeypatch.delitem(sys.modules, name)
+    found = read(tmp_path / 'encoder.pkl')
+    assert set(found) == set(weights)
+    assert all(torch.equal(found[key], value) for key, value in weights.items())
+    target = TokenTarget(
+        dict(type='beit_mm.DALLEEncoder', **{k: meta[k] for k in ('n_hid', 'vocab_size', 'n_blk_per_group')}),
+        checkpoint=str(tmp_path / 'encoder.pkl'),
+    )
+    mask = torch.zeros_like(io['tokens'], dtype=torch.bool)
+    assert torch.equal(target(dict(tokens_view=io['mapped'], mask=mask)), io['tokens'].flatten(1))
+
+
+def test_code_beside_openais_classes_does_not_run(tmp_path, dall_e):
+    module = dall_e.Encoder()
+    module.payload = Payload(tmp_path / 'ran')
+    torch.save(module, tmp_path / 'encoder.pkl')
+    with pytest.raises(CheckpointError, match=r'encoder\.pkl: holds Python objects besides tensors'):
+        read(tmp_path / 'encoder.pkl')
+    assert not (tmp_path / 'ran').exists()
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}',)
 
 
 def test_dalle_is_frozen_and_of_the_official_size():

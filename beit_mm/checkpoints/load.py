@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -23,9 +23,37 @@ from .convert import ConversionReport, convert_state_dict, few, stripped
 from .errors import CheckpointError
 
 
+class PickledModule:
+    """What stands for a module of OpenAI's encoder.pkl and decoder.pkl: its attributes, and none of its code."""
+
+    def parameters(self, prefix: str = '') -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of this module and of those inside, as in a state dict."""
+        for name, value in vars(self).get('_parameters', {}).items():
+            if value is not None:
+                yield prefix + name, value.detach()
+        for name, module in vars(self).get('_modules', {}).items():
+            if isinstance(module, PickledModule):
+                yield from module.parameters(f'{prefix}{name}.')
+
+
+OF_DALLE = (  # OpenAI dall_e 0.1: the classes in its pickles
+    'dall_e.encoder.Encoder',
+    'dall_e.encoder.EncoderBlock',
+    'dall_e.decoder.Decoder',
+    'dall_e.decoder.DecoderBlock',
+    'dall_e.utils.Conv2d',
+    'torch.nn.modules.activation.ReLU',
+    'torch.nn.modules.container.Sequential',
+    'torch.nn.modules.linear.Identity',
+    'torch.nn.modules.pooling.MaxPool2d',
+    'torch.nn.modules.upsampling.Upsample',
+)
+
+
 def read(filename: str | os.PathLike, map_location=None) -> dict:
     """Read a .pth, .safetensors or .pdparams file with `weights_only=True`, whatever the environment says.
 
+    OpenAI's encoder.pkl and decoder.pkl are whole modules: their parameters are read, their classes are not needed.
     Raises CheckpointError, naming the file, when it is missing, damaged, a web page, or holds code.
     """
     path = Path(filename).expanduser()
@@ -48,7 +76,7 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
             raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
     try:
         # The official BEiT files hold their command line; a Namespace is a bag of values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *((PickledModule, name) for name in OF_DALLE)]):
             content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r'(?:GLOBAL|global|class) ([A-Za-z_][\w.]*\.\w+)', str(error)):
@@ -60,6 +88,8 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
     except Exception as error:  # damaged bytes make torch raise IndexError, struct.error, AssertionError, ...
         said = (str(error).splitlines() or [''])[0]
         raise CheckpointError(f'{path}: damaged or cut off ({type(error).__name__}: {said})') from error
+    if isinstance(content, PickledModule):
+        return dict(content.parameters())
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: holds a {type(content).__name__}, and a checkpoint is a dict of weights')
     return content
