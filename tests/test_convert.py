@@ -495,6 +495,19 @@ def test_an_official_file_fine_tunes_at_another_size(tmp_path):
         assert torch.equal(layer.attn.qkv.weight, before.attn.qkv.weight)
 
 
+def test_a_file_of_beit2mmseg_is_loaded(tmp_path):
+    """Bare, with index buffers, and with the patch embedding under its official name too."""
+    model = ours('classifier')
+    weights = dict(convert_state_dict(model.backbone.state_dict(), target='mmseg')[0])
+    weights = {key.removeprefix('backbone.'): value for key, value in weights.items()}
+    weights['patch_embed.proj.weight'] = weights['patch_embed.projection.weight'].clone()
+    write(dict(state_dict=weights), tmp_path / 'mmseg.pth')
+    assert convert_state_dict(weights, source='mmseg')[1].dropped == ['patch_embed.proj.weight']
+    backbone = BEiTViT(**SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'mmseg.pth')))
+    backbone.init_weights()
+    same(backbone.state_dict(), dict(model.backbone.state_dict()))
+
+
 def test_files_that_cannot_be_converted(tmp_path):
     _, path = written(tmp_path, 'classifier', 'unilm')
     write(dict(state_dict=ours('classifier, absolute').state_dict()), tmp_path / 'ours.pth')

@@ -205,10 +205,11 @@ def as_ours(weights: dict[str, torch.Tensor], prefix: str = '') -> tuple[dict[st
         weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
         if not weights:
             raise CheckpointError(f'no key starts with the prefix {prefix!r}; they start with {few(starts, 8)}')
-    if any(key.startswith('backbone.layers.0.ln1.') for key in weights):
-        return weights, ''
     if 'layers.0.ln1.weight' in weights:
-        return {f'backbone.{key}': value for key, value in weights.items()}, ''
+        weights = {f'backbone.{key}': value for key, value in weights.items()}
+    if 'backbone.layers.0.ln1.weight' in weights:
+        # beit2mmseg.py leaves the patch embedding under its official name too
+        return {key: value for key, value in weights.items() if '.patch_embed.proj.' not in key}, ''
     weights, report = convert_state_dict(weights)
     return weights, f'{report}; '
 
