@@ -114,14 +114,16 @@ def run_suite(
         flush=True,
     )
     started = last_said = time.perf_counter()
+    # Children of a server that has the imports and nothing else. Forked from here they would hang in their first
+    # parallel loop if this process had run one: the threads of its pool do not live on in a child.
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload([__name__, 'mmpretrain.models', 'mmseg.models'])  # ours mends theirs
     running: dict[Stage, multiprocessing.Process] = {}
     failed: list[str] = []
     while waiting or running:
         for stage in [s for s in waiting if all(n.done() for n in s.needs(stages))][: jobs - len(running)]:
             waiting.remove(stage)
             print(f'{_head(stage, stages)}: {stage.config}', flush=True)
-            # A forked child has the imports and nothing of the stages before; no thread pool is running yet.
-            context = multiprocessing.get_context('fork')
             running[stage] = context.Process(target=_run_stage, args=(stage, threads, jobs > 1))
             running[stage].start()
         if not running:
