@@ -5,12 +5,12 @@ import torch
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from beit_mm.engine.amp import amp_wrapper_type
+from beit_mm.engine.amp import with_amp
 
 
 def build(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return OPTIM_WRAPPERS.build(dict(type=amp_wrapper_type('bf16'), optimizer=optimizer))
+    return OPTIM_WRAPPERS.build(with_amp(dict(optimizer=optimizer), 'bf16'))
 
 
 def test_bf16_step_is_near_the_float32_step():
@@ -35,4 +35,12 @@ def test_bf16_step_is_near_the_float32_step():
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without CUDA')
 def test_fp16_without_cuda_is_refused():
     with pytest.raises(ValueError, match=r'--amp fp16 needs a CUDA device.*--amp bf16'):
-        amp_wrapper_type('fp16')
+        with_amp(dict(type='OptimWrapper'), 'fp16')
+
+
+def test_a_stock_amp_config_turned_to_bf16():
+    """mmpretrain's and mmseg's BEiT configs say AmpOptimWrapper with a loss scale, which bf16 has not."""
+    stock = dict(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16', clip_grad=dict(max_norm=3.0))
+    changed = with_amp(stock, 'bf16')
+    assert changed == dict(type='beit_mm.AmpOptimWrapper', clip_grad=dict(max_norm=3.0))
+    assert stock['loss_scale'] == 'dynamic'  # the config is not changed behind its owner's back

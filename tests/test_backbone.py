@@ -205,12 +205,24 @@ def test_flops_are_counted_with_plain_attention():
     assert by_hand / 1e9 == pytest.approx(17.56, abs=0.01)
 
 
-def test_export_keeps_the_numbers():
-    model = randomised(BEiTViT(**PLUS, fused_attention=False))
-    image = torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        program = torch.export.export(model, (image,))
-        torch.testing.assert_close(program.module()(image)[0], model(image)[0], atol=1e-6, rtol=1e-6)
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore:.*torch.jit.trace.*:DeprecationWarning')
+@pytest.mark.parametrize('size', [(64, 64), (64, 96)])
+@pytest.mark.parametrize('fused', [True, False])
+def test_export_keeps_the_numbers(size, fused):
+    """By torch.export, by a trace, and compiled (without a break in the graph at the table's own size)."""
+    torch._dynamo.reset()
+    model = randomised(BEiTViT(**PLUS, fused_attention=fused, use_abs_pos_emb=True))
+    image = torch.randn(2, 3, *size)
+    exported = torch.export.export(model.eval(), (image,)).module()
+    traced = torch.jit.trace(model, image)
+    compiled = torch.compile(model, fullgraph=size == (64, 64), backend='aot_eager')
+    expected = model(image)[0]
+    for other in (exported, traced, compiled):
+        torch.testing.assert_close(other(image)[0], expected, atol=1e-6, rtol=1e-6)
+    table = model.layers[1].attn.relative_position_bias_table
+    (by_hand,) = torch.autograd.grad(expected.square().sum(), table)
+    (of_graph,) = torch.autograd.grad(compiled(image)[0].square().sum(), table)
+    torch.testing.assert_close(of_graph, by_hand, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize('kind', ['beit', 'beit_plus', 'shared'])
@@ -392,6 +404,14 @@ def test_constants_do_not_remember_who_asked_first():
         (dict(variant='beit+'), "variant='beit\\+' is none of beit, beit_plus"),
         (dict(variant='beit', layer_scale_init_value=0.5), 'decides layer_scale_init_value'),
         (dict(img_size=230), 'does not divide into patches of 16'),
+        (dict(img_size=(224, 224, 3)), 'a positive integer, or two'),
+        (dict(img_size=224.0), 'img_size=224.0 must be a positive integer'),
+        (dict(patch_size=0), 'patch_size=0 must be one positive integer'),
+        (dict(patch_size=(16, 8)), 'patches are square'),
+        (dict(out_indices=[]), 'must name at least one block'),
+        (dict(bias='qkv'), "bias='qkv' is none of"),
+        (dict(interpolate_mode='area'), 'neither bicubic nor bilinear'),
+        (dict(norm_cfg=dict(type='LN', epsilon=1e-5)), 'norm_cfg has type and eps, not epsilon'),
     ],
 )
 def test_mistakes_are_named(arguments, message):
@@ -408,6 +428,10 @@ def test_masks_and_images_that_do_not_fit():
         model(image, torch.zeros(2, 2, 8, dtype=torch.bool))  # as many patches, another shape
     with pytest.raises(ValueError, match=r'mask is for 1 x 4 x 4'):
         model(image, torch.zeros(1, 4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r'mask is for 16 \(images x patches\)'):
+        model(image, torch.zeros(16, dtype=torch.bool))
+    with pytest.raises(ValueError, match='there is no block 7; there are 3'):
+        model.attention_maps(image, layer=7)
     with pytest.raises(ValueError, match='images have 4 channels, the patch embedding takes in_channels=3'):
         model(torch.zeros(1, 4, 64, 64))
 

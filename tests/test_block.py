@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from beit_mm.models.block import Attention, Block, DropPath, FeedForward, RelativePositionBias
+from beit_mm.ops.relative_position import relative_position_index
 
 GRID = (2, 3)
 
@@ -38,7 +39,7 @@ def test_bias_by_hand(grid):
     h, w = grid
     module = RelativePositionBias(grid, num_heads=2)
     torch.nn.init.normal_(module.relative_position_bias_table)
-    table, bias = module.relative_position_bias_table, module(grid)
+    table, bias = module.relative_position_bias_table, module(grid, relative_position_index(grid))
     assert bias.shape == (2, 1 + h * w, 1 + h * w)
     for query in range(h * w):
         for key in range(h * w):

@@ -127,6 +127,36 @@ def test_right_overrides_are_applied():
     assert config.custom_hooks[0].momentum == 1e-4
 
 
+@pytest.mark.parametrize(
+    ('package', 'stock'),
+    [
+        ('mmseg', 'beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py'),
+        ('mmpretrain', 'beit/benchmarks/beit-base-p16_8xb128-coslr-100e_in1k.py'),
+    ],
+)
+def test_stock_configs_with_only_the_prefix_changed(package, stock):
+    """mmseg's and mmpretrain's spellings pass the check of our own tools, as the backbone takes them."""
+    path = Path(importlib.util.find_spec(package).origin).parent / '.mim/configs' / stock
+    ours = {'model.backbone.type': 'beit_mm.BEiTViT', 'model.pretrained': None, 'model.backbone.init_cfg': None}
+    if package == 'mmpretrain':
+        del ours['model.pretrained']
+    config = load_config(path, ours)
+    assert config.model.backbone.type == 'beit_mm.BEiTViT'
+    if package == 'mmseg':
+        config = load_config(path, {**ours, 'model.backbone.embed_dims': 384})
+        assert config.model.backbone.embed_dims == 384
+
+
+@pytest.mark.parametrize(
+    ('place', 'value'), [('pretrained', 'b.pth'), ('init_cfg', dict(type='Pretrained', checkpoint='b.pth'))]
+)
+def test_weights_for_a_whole_model_without_a_report_are_refused(tmp_path, place, value):
+    path = tmp_path / 'mine.py'
+    path.write_text(f"_base_ = ['{Path(LEAF).resolve()}']\nmodel = dict({place}={value!r})\n")
+    with pytest.raises(ConfigError, match=rf'model\.{place} would load whatever .* load_from=FILE'):
+        load_config(path)
+
+
 def test_overrides_are_python_literals_or_text():
     pairs = ['a.b=1e-3', 'c=[1, 2]', 'd=(64, 32)', 'e=true', 'f=None', 'g=configs/x.py', 'h=a=b', 'i=']
     assert parse_overrides(pairs) == {

@@ -26,6 +26,11 @@ def test_pixel_loss_by_hand():
     assert head.loss(features, pixels)['loss_mim'].item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
+def test_pixels_of_another_patch():
+    with pytest.raises(ValueError, match='num_pixels=6, and a patch of the target has 12'):
+        PixelHead(4, 6).loss(torch.randn(5, 4), torch.randn(5, 12))
+
+
 def test_heads_start_at_one_sigma():
     for weight in (TokenHead(256, 512).cls_head.weight, PixelHead(256, 512).to_pixels.weight):
         assert weight.abs().max() <= 0.02

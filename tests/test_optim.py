@@ -152,6 +152,25 @@ def test_timm(name, place):
         assert table['neck.weight'].lr_scale == 1.0
 
 
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224'])
+def test_timm_without_a_head_of_its_own(name):
+    """mmpretrain's TIMMBackbone, and our tasks, build timm models so: the head that follows is a layer further."""
+    scales = []
+    for num_classes in (0, 2):
+        size = dict(img_size=32, embed_dim=24, num_heads=2, depth=3) if 'vit' in name else {}
+        theirs = timm.create_model(name, num_classes=num_classes, **size)
+        model = nn.Module()
+        model.backbone, model.head = theirs, nn.Linear(2, 2)
+        scales.append(layer_decay_table(model, 0.75, 0.05))
+    assert scales[0]['head.weight'].lr_scale == 1.0
+    shared = [key for key in scales[0] if 'blocks' in key]
+    assert len(shared) > 20
+    for key in shared:
+        assert scales[0][key].lr_scale == pytest.approx(scales[1][key].lr_scale, rel=1e-12), key
+    last = 'backbone.blocks.2.norm1.weight' if 'vit' in name else 'backbone.layers.3.blocks.1.norm1.weight'
+    assert scales[0][last].lr_scale == 0.75
+
+
 def test_mmpretrain():
     """Its ViT asks as its own constructor does, within a classifier or alone."""
     small = dict(embed_dims=24, num_layers=3, num_heads=2, feedforward_channels=48)
@@ -240,6 +259,10 @@ def test_two_backbones_are_not_guessed_between():
 
 
 def test_needs_a_backbone_that_knows_its_layers():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        silent = MODELS.build(dict(type='ResNet', depth=18))  # its answer: NotImplementedError
+    with pytest.raises(ValueError, match=r'ResNet does not say its layers; use beit_mm\.BEiTViT'):
+        layer_decay_table(silent, 0.9, 0.0)
     with pytest.raises(ValueError, match='get_layer_depth'):
         layer_decay_table(nn.Linear(2, 2), 0.9, 0.0)
     assert layer_decay_table(nn.Linear(2, 2), 1.0, 0.1)['weight'].decays

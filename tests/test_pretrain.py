@@ -144,6 +144,16 @@ def test_head_and_target_must_agree():
         model(head=dict(type='beit_mm.TokenHead', embed_dims=32, vocab_size=17))
     with pytest.raises(ValueError, match='TokenHead predicts one of 16 tokens, PixelTarget has None'):
         model(target=dict(type='beit_mm.PixelTarget', patch_size=8))
+    with pytest.raises(ValueError, match='TokenHead has embed_dims=31, the backbone 32'):
+        model(head=dict(type='beit_mm.TokenHead', embed_dims=31, vocab_size=16))
+    with pytest.raises(ValueError, match="out_type is 'cls_token'; set 'raw'"):
+        model(backbone=dict(BACKBONE, out_type='cls_token'))
+
+
+def test_where_nothing_is_hidden_the_mask_token_does_not_learn():
+    """DDP would wait for its gradient (find_unused_parameters is off)."""
+    assert not model(predict='all', hide=False).backbone.mask_token.requires_grad
+    assert model(predict='all').backbone.mask_token.requires_grad
 
 
 def test_what_is_logged():

@@ -43,3 +43,7 @@ def test_patch_8_and_mistakes():
     assert torch.equal(out[3], torch.nn.functional.max_pool2d(maps[3], 4))
     with pytest.raises(ValueError, match='takes four maps; the backbone gives 3'):
         ViTPyramid(8)(maps[:3])
+    with pytest.raises(ValueError, match=r'embed_dim=12, and a map of the backbone is \(1, 8, 8, 4\)'):
+        ViTPyramid(12)(maps)
+    with pytest.raises(ValueError, match="out_type='featmap'"):
+        ViTPyramid(8)([torch.zeros(1, 17, 8)] * 4)

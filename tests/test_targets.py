@@ -47,7 +47,7 @@ def test_tokens_computed_before_are_taken():
     tokens = torch.randint(16, (2, 4, 4))
     target, mask = TokenTarget(TOKENIZER), torch.zeros(2, 4, 4).bool()
     assert torch.equal(target(dict(tokens=tokens.int(), mask=mask)), tokens.flatten(1))
-    with pytest.raises(ValueError, match=r'are for 4 x 4 patches, the mask is for 2 x 8'):
+    with pytest.raises(ValueError, match=r'are for 2 images of 4 x 4 patches, the mask is for 2 images of 2 x 8'):
         target(dict(tokens=tokens, mask=mask.view(2, 2, 8)))
     for wrong in (16, -1):
         tokens[1, 2, 3] = wrong
@@ -55,12 +55,51 @@ def test_tokens_computed_before_are_taken():
             target(dict(tokens=tokens, mask=mask))
 
 
+@pytest.mark.parametrize('kind', [torch.uint8, torch.int16, torch.int32])
+def test_tokens_of_any_integer_kind(kind):
+    """A byte cannot hold -1, and 200 of an int8 is one: the range is looked at after the widening."""
+    tokens, mask = torch.randint(16, (2, 4, 4)), torch.zeros(2, 4, 4).bool()
+    taken = TokenTarget(TOKENIZER)(dict(tokens=tokens.to(kind), mask=mask))
+    assert taken.dtype is torch.int64
+    assert torch.equal(taken, tokens.flatten(1))
+
+
+def test_batches_that_are_not_for_this_target():
+    target, mask = TokenTarget(TOKENIZER), torch.zeros(2, 4, 4).bool()
+    with pytest.raises(ValueError, match=r'computed before are torch.float32, and ids are integers'):
+        target(dict(tokens=torch.zeros(2, 4, 4), mask=mask))
+    with pytest.raises(ValueError, match='the batch has neither tokens_view nor tokens, but patches, mask'):
+        target(dict(patches=torch.zeros(2, 3, 32, 32), mask=mask))
+    with pytest.raises(ValueError, match='for 3 images of 4 x 4 patches, the mask is for 2 images'):
+        target(dict(tokens=torch.zeros(3, 4, 4).long(), mask=mask))
+    assert target(dict(tokens=torch.zeros(0, 4, 4).long(), mask=mask[:0])).shape == (0, 16)
+    with pytest.raises(ValueError, match='patch_size=8 gives 16 patches, the mask is for 2 images of 2 x 2'):
+        PixelTarget(8)(dict(patches=torch.zeros(2, 3, 32, 32), mask=torch.zeros(2, 2, 2).bool()))
+
+
+def test_a_tokenizer_without_parameters():
+    """k-means keeps its centres in a buffer; a tokenizer may have neither."""
+
+    class Constant(torch.nn.Module):
+        vocab_size = 4
+
+        def tokens(self, view):
+            return torch.full((len(view), 2, 2), 3)
+
+    target = TokenTarget(TOKENIZER)
+    target._tokenizer[0] = Constant()
+    mask = torch.zeros(2, 2, 2).bool()
+    assert (target(dict(tokens_view=torch.rand(2, 3, 8, 8), mask=mask)) == 3).all()
+
+
 def test_grids_must_agree():
     data = dict(view(1), mask=torch.zeros(1, 8, 8, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r'gives 4 x 4 tokens .* 16 x 16 pixels, the mask is for 8 x 8 patches'):
+    with pytest.raises(
+        ValueError, match=r'for 1 images of 4 x 4 patches from .* 16 x 16 pixels, the mask .* of 8 x 8 patches'
+    ):
         TokenTarget(TOKENIZER)(data)
     data['mask'] = torch.zeros(1, 2, 8, dtype=torch.bool)  # as many, elsewhere
-    with pytest.raises(ValueError, match=r'gives 4 x 4 tokens .* the mask is for 2 x 8 patches'):
+    with pytest.raises(ValueError, match=r'of 4 x 4 patches from .* the mask is for 1 images of 2 x 8 patches'):
         TokenTarget(TOKENIZER)(data)
 
 

@@ -157,6 +157,35 @@ def test_masks_follow_the_sample_when_seeded():
     assert MaskPatches((4, 4), 5, kind='random').transform({})['mask'].sum() == 5
     with pytest.raises(ValueError, match="kind='block' is neither"):
         MaskPatches(kind='block')
+    with pytest.raises(ValueError, match='seed=0 makes a mask from `sample_idx`, and the sample has none'):
+        seeded.transform({})
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(num_masked=0.4), r'num_masked=0.4 must be a count in 1..196; 40 % of a 14 x 14 grid are 78'),
+        (dict(num_masked=197), 'must be a count in 1..196'),
+        (dict(num_masked=12), r'min_block=16 must be in 1..12: num_masked=12'),
+        (dict(max_block=15), r'min_block=16 must be in 1..15: num_masked=75, max_block=15'),
+        (dict(grid=(1, 100)), 'no block of min_block=16 patches is shorter and narrower than a grid of 1 x 100'),
+        (dict(grid=(14,)), 'must be two positive integers'),
+        (dict(grid=14), 'must be two positive integers'),
+        (dict(min_aspect=0), r'min_aspect=0 must be in \(0, 1\]'),
+    ],
+)
+def test_masks_that_would_be_empty_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MaskPatches(**arguments)
+
+
+def test_boxes_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match=r'scale=\(0, 1\.0\) must rise from above 0'):
+        TwoViewCrop(scale=(0, 1.0))
+    with pytest.raises(ValueError, match=r'scale=\(0\.2, 2\) .* a scale to at most 1'):
+        TwoViewCrop(scale=(0.2, 2))
+    with pytest.raises(ValueError, match=r'ratio=\(2, 1\) must rise'):
+        TwoViewCrop(ratio=(2, 1))
 
 
 def test_pack_and_preprocess():

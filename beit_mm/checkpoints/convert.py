@@ -236,7 +236,7 @@ def _from_ours(weights: Weights, form: Format, grid: Grid | None, report: Conver
                     f'{form.name} stores an index beside {key}, and its {len(value)} rows are of no square grid: '
                     f'give the grid'
                 )
-            converted[key.removesuffix(TABLE) + INDEX] = relative_position_index(grid).clone()
+            converted[key.removesuffix(TABLE) + INDEX] = relative_position_index(grid)
     return converted
 
 

@@ -7,6 +7,7 @@ Images come and go as (H, W, C) arrays under `img`, in the channel order that th
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -129,6 +130,9 @@ class TwoViewCrop(BaseTransform):
             self.views['tokens_view'] = (tokens_size, tokens_interpolation)
         if not 0 <= flip <= 1:
             raise ValueError(f'TwoViewCrop: flip={flip} must be a probability, in [0, 1]')
+        for name, (low, high) in dict(scale=scale, ratio=ratio).items():
+            if not 0 < low <= high or (name == 'scale' and high > 1):
+                raise ValueError(f'TwoViewCrop: {name}=({low}, {high}) must rise from above 0, a scale to at most 1')
         self.scale, self.ratio, self.flip = scale, ratio, flip
 
     def transform(self, results: dict) -> dict:
@@ -144,6 +148,33 @@ class TwoViewCrop(BaseTransform):
 
     def __repr__(self) -> str:
         return f'TwoViewCrop({self.views}, scale={self.scale}, ratio={self.ratio}, flip={self.flip})'
+
+
+def check_mask(grid, num_masked, kind: str, min_block: int, max_block: int | None, min_aspect: float) -> None:
+    """Raise ValueError for masks that would be empty, always or often, by a slip in the numbers."""
+    if not isinstance(grid, Sequence) or len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
+        raise ValueError(f'MaskPatches: grid={grid!r} must be two positive integers: patches down and across')
+    patches = grid[0] * grid[1]
+    if not isinstance(num_masked, int) or not 0 < num_masked <= patches:
+        raise ValueError(
+            f'MaskPatches: num_masked={num_masked!r} must be a count in 1..{patches}; 40 % of a {grid[0]} x {grid[1]} '
+            f'grid are {round(0.4 * patches)}'
+        )
+    if kind == 'random':
+        return
+    most = num_masked if max_block is None else max_block
+    if not 1 <= min_block <= min(most, num_masked):
+        raise ValueError(
+            f'MaskPatches: min_block={min_block} must be in 1..{min(most, num_masked)}: num_masked={num_masked}, '
+            f'max_block={max_block}'
+        )
+    if (grid[0] - 1) * (grid[1] - 1) < min_block:
+        raise ValueError(
+            f'MaskPatches: no block of min_block={min_block} patches is shorter and narrower than a grid of {grid[0]} '
+            f'x {grid[1]}, as blocks have to be'
+        )
+    if not 0 < min_aspect <= 1:
+        raise ValueError(f'MaskPatches: min_aspect={min_aspect} must be in (0, 1]')
 
 
 @TRANSFORMS.register_module()
@@ -168,6 +199,7 @@ class MaskPatches(BaseTransform):
     ) -> None:
         if kind not in ('blockwise', 'random'):
             raise ValueError(f'MaskPatches: kind={kind!r} is neither blockwise nor random')
+        check_mask(grid, num_masked, kind, min_block, max_block, min_aspect)
         self.grid, self.num_masked, self.kind, self.seed = tuple(grid), num_masked, kind, seed
         self.block = dict(min_block=min_block, max_block=max_block, min_aspect=min_aspect)
 
@@ -179,6 +211,8 @@ class MaskPatches(BaseTransform):
         """The mask (Gh, Gw) of a sample, which with a `seed` must have an index."""
         if self.seed is None:
             rng = generator_of(dict(sample_idx=sample_idx), 'MaskPatches')
+        elif sample_idx is None:
+            raise ValueError(f'MaskPatches: seed={self.seed} makes a mask from `sample_idx`, and the sample has none')
         else:
             rng = np.random.default_rng([self.seed, sample_idx])
         if self.kind == 'random':

@@ -20,7 +20,9 @@ from .schedules import check_schedules
 
 NEAR_TYPE, NEAR_FIELD = 0.6, 0.85  # difflib ratios; the second gave no false alarm on mmpretrain's 530 configs
 RUNNER_FIELDS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
-OTHER_FIELDS = frozenset({'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg'})
+OTHER_FIELDS = frozenset(
+    {'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg', 'compile'}
+)
 BUILT_ELSEWHERE = ('_cfg', '_cfgs')  # norm_cfg, act_cfg, ...: their builders take keys that the class does not
 # Keys that mmengine's builders take out before the class sees the rest
 TAKEN_BY_BUILDER = frozenset({'type', '_scope_', '_delete_', 'init_cfg', 'convert_to_iter_based', 'clip_grad'})
@@ -94,6 +96,20 @@ def check_config(config: Config, path: str | Path) -> None:
         for where, node in _typed(read):
             _check_node(node, where, path, scope)
     check_schedules(config, path)
+    _check_pretrained(config, path)
+
+
+def _check_pretrained(config: Config, path: str | Path) -> None:
+    """mmengine loads what happens to match, and of another project's file nothing does."""
+    model = config.get('model') or {}
+    start = model.get('init_cfg') or {}
+    ours = str((model.get('backbone') or {}).get('type')).endswith('BEiTViT')
+    if ours and (model.get('pretrained') or (isinstance(start, dict) and start.get('type') == 'Pretrained')):
+        where = 'model.pretrained' if model.get('pretrained') else 'model.init_cfg'
+        raise ConfigError(
+            f'{path}: {where} would load whatever happens to match, without a word about the rest. Write '
+            f"load_from=FILE for the whole model, or model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
+        )
 
 
 def _typed(node, where: str = '') -> Iterator[tuple[str, dict]]:
@@ -169,7 +185,7 @@ def _arguments(found) -> set[str] | None:
         parameters = inspect.signature(found).parameters.values()
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         return None if takes_all else {p.name for p in parameters}
-    names: set[str] = set()
+    names: set[str] = set(getattr(found, 'also_takes', ()))
     for parent in inspect.getmro(found):
         if '__init__' not in vars(parent) or parent is object:
             continue

@@ -19,7 +19,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from ..checkpoints.load import CheckpointError, as_ours, read, state_dict_of
-from .amp import amp_wrapper_type
+from .amp import with_amp
 from .checkpointing import latest_checkpoint, warn_of_preprocessing
 from .configs import ConfigError
 
@@ -74,7 +74,7 @@ def prepare(
     if config.get('load_from'):
         read(config.load_from, map_location='cpu')  # its errors belong before the model is built
     if amp:
-        config.optim_wrapper['type'] = amp_wrapper_type(amp)
+        config.optim_wrapper = with_amp(config.optim_wrapper, amp)
     if no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if auto_scale_lr:

@@ -6,6 +6,7 @@ the learning rate. Schedules multiply that, so their floor must be relative: use
 
 import difflib
 import logging
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 # Weight decay exceptions, as in official optim_factory.py: vectors (biases, norms, gammas, q_bias, v_bias) by
 # their shape, and these names. The mask token and relative position tables do decay (timm: not the tables).
 NEVER_DECAYED = ('pos_embed', 'cls_token')
+WAY_OUT = "use beit_mm.BEiTViT, one of mmpretrain's that has it, or a timm model; or set layer_decay_rate=1.0"
 
 
 class Rates(NamedTuple):
@@ -54,8 +56,7 @@ def _backbone(model: nn.Module) -> tuple[nn.Module, str]:
         outermost = ['']
     if not outermost:
         raise ValueError(
-            f'layer decay needs a backbone with get_layer_depth(), and {type(model).__name__} has none. Use '
-            f"beit_mm.BEiTViT, one of mmpretrain's that has it, or a timm model; or set layer_decay_rate=1.0"
+            f'layer decay needs a backbone with get_layer_depth(), and {type(model).__name__} has none; {WAY_OUT}'
         )
     if len(outermost) > 1:
         raise ValueError(
@@ -70,9 +71,16 @@ def _depths(model: nn.Module) -> Callable[[str], tuple[int, int]]:
     """Parameter name -> (depth, number of depths), as the backbone says."""
     backbone, prefix = _backbone(model)
     if hasattr(backbone, 'get_layer_depth'):
+        try:
+            backbone.get_layer_depth(f'{prefix}anything', prefix)
+        except NotImplementedError as error:
+            raise ValueError(f'layer decay: {type(backbone).__name__} does not say its layers; {WAY_OUT}') from error
         return lambda name: backbone.get_layer_depth(name, prefix)
     groups = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # timm's way
     number = max(groups.values()) + 1
+    last = [name for name, group in groups.items() if group == number - 1]
+    if any(re.search(r'\.\d+\.', name) for name in last):
+        number += 1  # it was built without a head of its own: what follows is a layer further than its last block
     return lambda name: (
         groups.get(name.removeprefix(prefix), number - 1) if name.startswith(prefix) else number - 1,
         number,

@@ -70,5 +70,5 @@ def _check_accumulation(config: Config, path: str | Path) -> None:
     if parts > 1:
         raise ConfigError(
             f'{path}: optim_wrapper.type={kind!r} with accumulative_counts={parts} gives every part of a step the '
-            f'same weight, however many patches it masks. Use beit_mm.OptimWrapper (or --amp)'
+            f'same weight, however many patches it masks. Use beit_mm.OptimWrapper'
         )

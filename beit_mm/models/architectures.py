@@ -45,7 +45,7 @@ def architecture(arch: str | dict) -> dict:
             near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
             hint = f'; did you mean {near[0]!r}?' if near else ''
             raise ValueError(f'BEiTViT: arch={arch!r} is none of {", ".join(ARCHITECTURES)}{hint}')
-        return ARCHITECTURES[name]
+        return dict(ARCHITECTURES[name])
     wanted = set(ARCHITECTURES['base'])
     if set(arch) != wanted:
         raise ValueError(f'BEiTViT: a custom arch is a dict of {", ".join(sorted(wanted))}; got {", ".join(arch)}')

@@ -19,9 +19,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoints.load import CheckpointError, as_ours, fit, state_dict_of
-from ..ops.relative_position import resize_positions
+from ..ops.relative_position import relative_position_index, resize_positions
 from ..registry import MODELS
-from .architectures import architecture, refuse_changed, translate_mmseg, variant_arguments
+from .architectures import (
+    MMPRETRAIN_FIXED,
+    MMSEG_FIXED,
+    MMSEG_TRANSLATED,
+    architecture,
+    refuse_changed,
+    translate_mmseg,
+    variant_arguments,
+)
 from .block import Block, RelativePositionBias, position_bias
 
 OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
@@ -78,6 +86,7 @@ class BEiTViT(BaseModule):
     """
 
     num_extra_tokens = 1
+    also_takes = (*MMSEG_TRANSLATED, *MMSEG_FIXED, *MMPRETRAIN_FIXED)  # what `others` may hold
 
     def __init__(
         self,
@@ -118,7 +127,7 @@ class BEiTViT(BaseModule):
         self.embed_dims = dim = self.arch_settings['embed_dims']
         self.num_layers = self.arch_settings['num_layers']
         num_heads = self.arch_settings['num_heads']
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f'BEiTViT: num_heads={num_heads} does not divide embed_dims={dim}')
         rates = dict(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         for name, rate in rates.items():
@@ -139,21 +148,27 @@ class BEiTViT(BaseModule):
             raise ValueError(f'BEiTViT: out_type={out_type!r} is none of {", ".join(OUT_TYPES)}')
         if use_rel_pos_bias and use_shared_rel_pos_bias:
             raise ValueError('BEiTViT: use_rel_pos_bias and use_shared_rel_pos_bias exclude each other; choose one')
+        if bias not in ('qv_bias', True, False):
+            raise ValueError(f"BEiTViT: bias={bias!r} is none of 'qv_bias', True, False")
+        if interpolate_mode not in ('bicubic', 'bilinear'):
+            raise ValueError(f'BEiTViT: interpolate_mode={interpolate_mode!r} is neither bicubic nor bilinear')
         norm_cfg = norm_cfg or {}
+        if unknown := set(norm_cfg) - {'type', 'eps', 'requires_grad'}:
+            raise ValueError(f'BEiTViT: norm_cfg has type and eps, not {", ".join(sorted(unknown))}')
         if norm_cfg.get('type', 'LN') != 'LN':
             raise ValueError(f"BEiTViT: norm_cfg type={norm_cfg['type']!r}: every BEiT has LayerNorm, type='LN'")
         eps = norm_cfg.get('eps', 1e-6)
 
-        self.patch_size = patch_size
+        self.patch_size = _one_side(patch_size)
         self.interpolate_mode = interpolate_mode
-        self.own_grid = self._grid(*(img_size if isinstance(img_size, Sequence) else (img_size, img_size)))
+        self.own_grid = self._grid(*_two_sides(img_size))
         self.out_indices = _block_indices(out_indices, self.num_layers)
         self.out_type = out_type
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
         self.layer_scale = float(layer_scale_init_value or 0.0)
 
-        self.patch_embed = PatchEmbed(in_channels, dim, patch_size)
+        self.patch_embed = PatchEmbed(in_channels, dim, self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if with_mask_token else None
         self.pos_embed = None
@@ -259,7 +274,7 @@ class BEiTViT(BaseModule):
                 f'BEiTViT: an image of {height} x {width} pixels does not divide into patches of '
                 f'{self.patch_size}; pad or crop it to a multiple'
             )
-        return height // self.patch_size, width // self.patch_size
+        return int(height) // self.patch_size, int(width) // self.patch_size
 
     def embed(self, x: torch.Tensor, mask: torch.Tensor | None, grid: tuple[int, int]) -> torch.Tensor:
         """Images (B, C, H, W) -> tokens (B, T, D); masked patches are replaced before positions are added."""
@@ -267,35 +282,41 @@ class BEiTViT(BaseModule):
         if mask is not None:
             if self.mask_token is None:
                 raise ValueError('BEiTViT: a mask needs a mask token; build with with_mask_token=True')
-            if mask.flatten(1).shape != tokens.shape[:2] or (mask.ndim == 3 and tuple(mask.shape[1:]) != grid):
+            shape = tuple(mask.shape)
+            if shape not in ((len(tokens), *grid), tuple(tokens.shape[:2])):
                 raise ValueError(
-                    f'BEiTViT: the mask is for {" x ".join(map(str, mask.shape))} (images x patches), '
+                    f'BEiTViT: the mask is for {" x ".join(map(str, shape))} (images x patches), '
                     f'the batch has {len(tokens)} images of {grid[0]} x {grid[1]} patches'
                 )
             tokens = torch.where(mask.flatten(1).bool()[..., None], self.mask_token.to(tokens.dtype), tokens)
-        tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         if self.pos_embed is not None:
             tokens = tokens + resize_positions(self.pos_embed, self.own_grid, grid, self.interpolate_mode)
         return self.drop_after_pos(tokens)
 
-    def _bias(self, block: Block, shared: torch.Tensor | None, grid: tuple[int, int]) -> torch.Tensor | None:
-        table = block.attn.relative_position_bias_table
-        return shared if table is None else position_bias(table, self.own_grid, grid)
+    def _index(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor | None:
+        biased = self.rel_pos_bias is not None or self.layers[0].attn.relative_position_bias_table is not None
+        return relative_position_index(grid, device) if biased else None
 
-    def _through(self, block: Block, tokens: torch.Tensor, shared: torch.Tensor | None, grid) -> torch.Tensor:
-        return block(tokens, self._bias(block, shared, grid))
+    def _bias(self, block: Block, shared: torch.Tensor | None, grid, index) -> torch.Tensor | None:
+        table = block.attn.relative_position_bias_table
+        return shared if table is None else position_bias(table, self.own_grid, grid, index)
+
+    def _through(self, block: Block, tokens: torch.Tensor, shared: torch.Tensor | None, grid, index) -> torch.Tensor:
+        return block(tokens, self._bias(block, shared, grid, index))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """x (B, C, H, W); mask (B, Gh, Gw) or (B, N) bool, True = hidden. One output per entry of `out_indices`."""
         grid = self._grid(*x.shape[-2:])
         tokens = self.embed(x, mask, grid)
-        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        index = self._index(grid, tokens.device)
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, index)
         outputs = {}
         for i, block in enumerate(self.layers):
             if self.with_cp and torch.is_grad_enabled():
-                tokens = checkpoint(self._through, block, tokens, shared, grid, use_reentrant=False)
+                tokens = checkpoint(self._through, block, tokens, shared, grid, index, use_reentrant=False)
             else:
-                tokens = self._through(block, tokens, shared, grid)
+                tokens = self._through(block, tokens, shared, grid, index)
             if i == self.num_layers - 1 and self.ln1 is not None:
                 tokens = self.ln1(tokens)
             if i in self.out_indices:
@@ -309,20 +330,23 @@ class BEiTViT(BaseModule):
             return tokens[:, 0]
         patches = tokens[:, 1:]
         if self.out_type == 'featmap':
-            return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
+            return patches.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
         return self.ln2(patches.mean(dim=1))
 
     @torch.no_grad()
     def attention_maps(self, x: torch.Tensor, layer: int = -1) -> torch.Tensor:
         """Attention probabilities (B, h, T, T) of one block, in the mode the model is in."""
+        if not -self.num_layers <= layer < self.num_layers:
+            raise ValueError(f'BEiTViT: there is no block {layer}; there are {self.num_layers}')
         grid = self._grid(*x.shape[-2:])
         tokens = self.embed(x, None, grid)
-        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        index = self._index(grid, tokens.device)
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, index)
         for block in self.layers[: layer % self.num_layers]:
-            tokens = block(tokens, self._bias(block, shared, grid))
+            tokens = self._through(block, tokens, shared, grid, index)
         block = self.layers[layer]
         q, k, _ = block.attn.split_heads(block.ln1(tokens))
-        return block.attn.probabilities(q, k, self._bias(block, shared, grid))
+        return block.attn.probabilities(q, k, self._bias(block, shared, grid, index))
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """(depth, number of depths) of a parameter: stem 0, block i at i + 1, all that follows last.
@@ -340,12 +364,28 @@ class BEiTViT(BaseModule):
         return num_depths - 1, num_depths
 
 
+def _one_side(patch_size: int | Sequence[int]) -> int:
+    sides = set(patch_size) if isinstance(patch_size, Sequence) else {patch_size}
+    if len(sides) != 1 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f'BEiTViT: patch_size={patch_size!r} must be one positive integer: patches are square')
+    return sides.pop()
+
+
+def _two_sides(img_size: int | Sequence[int]) -> tuple[int, int]:
+    sides = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f'BEiTViT: img_size={img_size!r} must be a positive integer, or two: (height, width)')
+    return sides
+
+
 def _names_pretrained(kind: str | type) -> bool:
     return kind is PretrainedInit or str(kind).rsplit('.', 1)[-1] == 'Pretrained'
 
 
 def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
     wanted = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+    if not wanted or not all(isinstance(index, int) for index in wanted):
+        raise ValueError(f'BEiTViT: out_indices={out_indices!r} must name at least one block, by its number')
     for index in wanted:
         if not -num_layers <= index < num_layers:
             raise ValueError(f'BEiTViT: out_indices={out_indices} names block {index}, but there are {num_layers}')

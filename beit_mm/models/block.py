@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops.relative_position import num_offsets, relative_position_index, resize_table
+from ..ops.relative_position import num_offsets, resize_table
 
 
 class DropPath(nn.Module):
@@ -36,14 +36,15 @@ class RelativePositionBias(nn.Module):
         self.grid = grid
         self.relative_position_bias_table = nn.Parameter(torch.zeros(num_offsets(grid), num_heads))
 
-    def forward(self, grid: tuple[int, int]) -> torch.Tensor:
+    def forward(self, grid: tuple[int, int], index: torch.Tensor) -> torch.Tensor:
         """The bias (h, T, T) for `grid`, resized from the table's own grid where they differ."""
-        return position_bias(self.relative_position_bias_table, self.grid, grid)
+        return position_bias(self.relative_position_bias_table, self.grid, grid, index)
 
 
-def position_bias(table: torch.Tensor, own_grid: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """Look the table (rows, h) up for every pair of tokens: (h, T, T)."""
-    index = relative_position_index(grid).to(table.device)
+def position_bias(
+    table: torch.Tensor, own_grid: tuple[int, int], grid: tuple[int, int], index: torch.Tensor
+) -> torch.Tensor:
+    """Look the table (rows, h) of `own_grid` up for every pair of tokens of `grid`, by its index: (h, T, T)."""
     by_head = resize_table(table, own_grid, grid).T.contiguous()
     return by_head.index_select(1, index.flatten()).view(-1, *index.shape)
 
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         if self.q_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
-        return qkv.view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return qkv.view(*x.shape[:2], 3, self.num_heads, x.shape[2] // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
 
     def probabilities(self, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Softmax of the scaled products plus bias: (B, h, T, T)."""
@@ -98,7 +99,9 @@ class Attention(nn.Module):
         q, k, v = self.split_heads(x)
         dropout = self.attn_drop if self.training else 0.0
         learns_bias = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-        # The fused kernels give no gradient for the bias; asked for one, SDPA is slower than the plain form.
+        # Asked for a gradient of the bias, SDPA has no fused kernel on the CPU and is slower than the plain form.
+        # A trace is for inference, and is checked against a second one made without gradients.
+        learns_bias = learns_bias and not torch.jit.is_tracing()
         if self.fused and not learns_bias:
             mask = None if bias is None else bias.unsqueeze(0).to(q.dtype)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale)

@@ -31,6 +31,7 @@ class TokenHead(nn.Module):
     def __init__(self, embed_dims: int, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
+        self.embed_dims = embed_dims
         self.cls_head = nn.Linear(embed_dims, vocab_size)
         nn.init.trunc_normal_(self.cls_head.weight, std=INIT_STD, a=-INIT_STD, b=INIT_STD)
         nn.init.zeros_(self.cls_head.bias)
@@ -67,6 +68,7 @@ class PixelHead(nn.Module):
 
     def __init__(self, embed_dims: int, num_pixels: int) -> None:
         super().__init__()
+        self.embed_dims = embed_dims
         self.to_pixels = nn.Linear(embed_dims, num_pixels)
         nn.init.trunc_normal_(self.to_pixels.weight, std=INIT_STD, a=-INIT_STD, b=INIT_STD)
         nn.init.zeros_(self.to_pixels.bias)
@@ -77,6 +79,10 @@ class PixelHead(nn.Module):
 
     def loss(self, features: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """features (M, D), pixels (M, P) -> loss_mim, num_predicted."""
+        if pixels.shape[1] != self.to_pixels.out_features:
+            raise ValueError(
+                f'PixelHead: num_pixels={self.to_pixels.out_features}, and a patch of the target has {pixels.shape[1]}'
+            )
         total = F.mse_loss(self(features).float(), pixels, reduction='none').mean(dim=-1).sum()
         loss, count = over_ranks(total, len(pixels))
         return dict(loss_mim=loss, num_predicted=count)

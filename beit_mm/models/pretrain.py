@@ -40,6 +40,15 @@ class MaskedImageModel(BaseModel):
                 f'{type(self.target).__name__} has {self.target.vocab_size}: make both the same '
                 f'(None stands for pixels)'
             )
+        if self.backbone.out_type != 'raw':
+            raise ValueError(f"MaskedImageModel: the backbone's out_type is {self.backbone.out_type!r}; set 'raw'")
+        if self.head.embed_dims != self.backbone.embed_dims:
+            raise ValueError(
+                f'MaskedImageModel: {type(self.head).__name__} has embed_dims={self.head.embed_dims}, '
+                f'the backbone {self.backbone.embed_dims}'
+            )
+        if not hide and self.backbone.mask_token is not None:
+            self.backbone.mask_token.requires_grad_(False)  # DDP waits for the gradient of all that learns
         self.predict_all = predict == 'all'
         self.hide = hide
 
@@ -59,7 +68,7 @@ class MaskedImageModel(BaseModel):
     def loss(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         target = self.target(batch)
         features = self.features(batch)
-        wanted = batch['mask'].flatten(1)
+        wanted = batch['mask'].flatten(1).bool()
         if self.predict_all:
             wanted = torch.ones_like(wanted)
         return self.head.loss(features[wanted], target[wanted])

@@ -20,6 +20,7 @@ class ViTPyramid(BaseModule):
 
     def __init__(self, embed_dim: int, patch_size: int = 16, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
+        self.embed_dim = embed_dim
         self.num_down = 2 if patch_size == 8 else 1
         if patch_size == 8:
             self.upsample_2x = nn.Sequential(nn.ConvTranspose2d(embed_dim, embed_dim, 2, 2))
@@ -35,6 +36,12 @@ class ViTPyramid(BaseModule):
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         if len(maps) != 4:
             raise ValueError(f'ViTPyramid takes four maps; the backbone gives {len(maps)}: set four out_indices')
+        for one in maps:
+            if one.ndim != 4 or one.shape[1] != self.embed_dim:
+                raise ValueError(
+                    f'ViTPyramid: embed_dim={self.embed_dim}, and a map of the backbone is {tuple(one.shape)}: '
+                    f"set its width here, and out_type='featmap' there"
+                )
         a, b, c, d = maps
         if self.num_down == 2:
             return self.upsample_2x(a), b, nn.functional.max_pool2d(c, 2), nn.functional.max_pool2d(d, 4)

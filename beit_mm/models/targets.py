@@ -3,6 +3,8 @@
 A target is frozen where it is built: no gradient, always in eval mode, and not in the model's checkpoint.
 """
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -17,11 +19,12 @@ def same_grid(tokens: torch.Tensor, mask: torch.Tensor) -> bool:
     """Do tokens and mask, (B, Gh, Gw) or (B, N), stand for the same patches?"""
     if tokens.ndim == mask.ndim == 3:
         return tokens.shape == mask.shape
-    return tokens.flatten(1).shape == mask.flatten(1).shape
+    return min(tokens.ndim, mask.ndim) > 1 and tokens.flatten(1).shape == mask.flatten(1).shape
 
 
 def grid_of(tensor: torch.Tensor) -> str:
-    return ' x '.join(map(str, tensor.shape[1:]))
+    """How many images of how many patches, in words."""
+    return f'{len(tensor)} images of {" x ".join(map(str, tensor.shape[1:]))} patches'
 
 
 @MODELS.register_module()
@@ -60,16 +63,19 @@ class TokenTarget(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if 'tokens' in batch:
             return self._given(batch)
+        if 'tokens_view' not in batch:
+            raise ValueError(f'the batch has neither tokens_view nor tokens, but {", ".join(batch)}')
         view = batch['tokens_view']
-        if next(self.tokenizer.parameters()).device != view.device:
+        held = next(itertools.chain(self.tokenizer.parameters(), self.tokenizer.buffers()), view)
+        if held.device != view.device:
             self.tokenizer.to(view.device)
         # Official code: tokens are computed outside autocast, or some of them change.
         with torch.autocast(view.device.type, enabled=False):
             tokens = self.tokenizer.tokens(view.float())
         if not same_grid(tokens, batch['mask']):
             raise ValueError(
-                f'the tokenizer gives {grid_of(tokens)} tokens for a view of {view.shape[2]} x {view.shape[3]} '
-                f'pixels, the mask is for {grid_of(batch["mask"])} patches: choose the second view so that both agree'
+                f'the tokenizer gives tokens for {grid_of(tokens)} from a view of {view.shape[2]} x {view.shape[3]} '
+                f'pixels, the mask is for {grid_of(batch["mask"])}: choose the second view so that both agree'
             )
         return tokens.flatten(1)
 
@@ -77,16 +83,21 @@ class TokenTarget(nn.Module):
         tokens = batch['tokens']
         if not same_grid(tokens, batch['mask']):
             raise ValueError(
-                f'the tokens computed before are for {grid_of(tokens)} patches, the mask is for '
+                f'the tokens computed before are for {grid_of(tokens)}, the mask is for '
                 f'{grid_of(batch["mask"])}: compute them for this size'
             )
+        if tokens.is_floating_point():
+            raise ValueError(f'the tokens computed before are {tokens.dtype}, and ids are integers')
+        tokens = tokens.long()
+        if not tokens.numel():
+            return tokens.flatten(1)
         low, high = tokens.aminmax()
         if low < 0 or high >= self.vocab_size:
             raise ValueError(
                 f'the tokens computed before hold id {int(low if low < 0 else high)}, and the vocabulary has '
                 f'{self.vocab_size} (0..{self.vocab_size - 1}): they were made by another tokenizer'
             )
-        return tokens.flatten(1).long()
+        return tokens.flatten(1)
 
 
 @MODELS.register_module()
@@ -105,6 +116,11 @@ class PixelTarget(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         pixels = patchify(batch['patches'], self.patch_size)
+        if 'mask' in batch and batch['mask'].flatten(1).shape[1] != pixels.shape[1]:
+            raise ValueError(
+                f'PixelTarget: patch_size={self.patch_size} gives {pixels.shape[1]} patches, the mask is for '
+                f'{grid_of(batch["mask"])}: take the patch size of the backbone'
+            )
         if self.per_patch:
             variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
             pixels = (pixels - mean) / (variance + PATCH_VARIANCE_EPS).sqrt()

@@ -21,25 +21,18 @@ def num_offsets(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLASS_ROWS
 
 
-def relative_position_index(grid: Grid) -> torch.Tensor:
+def relative_position_index(grid: Grid, device: torch.device | str = 'cpu') -> torch.Tensor:
     """(1 + h*w, 1 + h*w) int64: the table row for each pair (query, key); position 0 is the class token."""
-    return torch.from_numpy(_index(grid))
-
-
-# What is kept are arrays: a tensor would remember the mode (inference, meta, export) of whoever asked first.
-@functools.lru_cache(maxsize=64)
-def _index(grid: Grid) -> np.ndarray:
     h, w = grid
-    rows, columns = (axis.reshape(-1) for axis in np.mgrid[:h, :w])
+    patches = torch.arange(h * w, device=device)
+    rows, columns = patches // w, patches % w
     down = rows[:, None] - rows[None, :] + h - 1
     right = columns[:, None] - columns[None, :] + w - 1
+    of_patches = down * (2 * w - 1) + right
     total = num_offsets(grid)
-    index = np.zeros((1 + h * w, 1 + h * w), dtype=np.int64)
-    index[1:, 1:] = down * (2 * w - 1) + right
-    index[0, :] = total - 3
-    index[:, 0] = total - 2
-    index[0, 0] = total - 1
-    return index
+    to_patches = patches.new_full((1, h * w), total - 3)
+    to_class = torch.cat([patches.new_full((1, 1), total - 1), patches.new_full((h * w, 1), total - 2)])
+    return torch.cat([to_class, torch.cat([to_patches, of_patches])], dim=1)
 
 
 def _geometric_ratio(half_src: int, half_dst: int) -> float:
@@ -67,6 +60,7 @@ def resize_matrix(src: int, dst: int) -> torch.Tensor:
     return torch.from_numpy(_matrix(src, dst))
 
 
+# What is kept is an array: a tensor would remember the mode (inference, meta, export) of whoever asked first.
 @functools.lru_cache(maxsize=64)
 def _matrix(src: int, dst: int) -> np.ndarray:
     n_src, n_dst = 2 * src - 1, 2 * dst - 1
@@ -86,7 +80,7 @@ def resize_table(table: torch.Tensor, src_grid: Grid, dst_grid: Grid, interpolat
     """Resize a table ((2h-1)(2w-1)+3, heads) from one grid to another; the class token's rows are kept.
 
     interpolation: `geometric`, or `bicubic` or `bilinear` of the table as an image (Hugging Face does the latter).
-    Differentiable. The first Equals the official geometric progression with cubic `interp2d` (removed from SciPy
+    Differentiable. The first equals the official geometric progression with cubic `interp2d` (removed from SciPy
     1.14) to 1e-5, and serves grids with h != w, which the official code does not.
     """
     if table.shape[0] != num_offsets(src_grid):
