@@ -110,14 +110,16 @@ def checkpoints_read_closed() -> str:
     """mmengine opens checkpoints by torch.load's default, which since torch 2.6 refuses mmengine's own files, and
     which TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns into running whatever they hold. Ours is always weights_only.
     """
+    from mmengine.runner import checkpoint
     from mmengine.runner.checkpoint import CheckpointLoader
 
     from .checkpoints.load import read
 
     if CheckpointLoader._schemes.get('') is read:
         return ''
-    CheckpointLoader.register_scheme(prefixes='', loader=read, force=True)
-    return 'local checkpoints are read with weights_only=True'
+    CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), loader=read, force=True)
+    checkpoint.load_from_http = read  # for torchvision://, mmcls:// and the like, which look an address up
+    return 'checkpoints are read with weights_only=True'
 
 
 def checkpoints_written_whole() -> str:

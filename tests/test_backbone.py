@@ -11,7 +11,8 @@ from official import backbone_arguments, golden
 from timm.models import adapt_input_conv
 from torch.utils.flop_counter import FlopCounterMode
 
-from beit_mm.checkpoints.load import CheckpointError, fit
+from beit_mm.checkpoints.fit import fit
+from beit_mm.checkpoints.load import CheckpointError
 from beit_mm.models.backbone import BEiTViT
 from beit_mm.ops.pixels import inflate_bands
 from beit_mm.ops.relative_position import resize_positions, resize_table

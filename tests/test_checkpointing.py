@@ -14,13 +14,17 @@ from torch import nn
 from beit_mm.checkpoints.load import CheckpointError, read, sha256, write
 from beit_mm.engine import checkpointing
 from beit_mm.engine.checkpointing import (
+    TO_EVALUATE,
+    TO_TRAIN_ON,
     FitWeightsHook,
     PlainCheckpointHook,
     code_revision,
     latest_checkpoint,
     plain,
+    preprocessing_of,
     stages_of,
     step_of,
+    warn_of_preprocessing,
 )
 from beit_mm.models.backbone import BEiTViT
 
@@ -79,7 +83,7 @@ def test_checkpoints_hold_nothing_but_tensors_and_plain_types(tmp_path):
     assert back['meta']['seed'] == 7
     carried = back['meta']['beit_mm']
     assert carried['backbone'] == dict(type='beit_mm.BEiTViT', arch='base')
-    assert carried['data_preprocessor'] == dict(mean=[1.0])
+    assert carried['preprocessing'] == dict(mean=[1.0])
     assert carried['revision'] == code_revision()
     back['meta']['config'] = 'raise SystemExit'  # mmengine would execute it on resuming
     hook.after_load_checkpoint(fake_runner(resume=True), back)
@@ -105,7 +109,7 @@ def test_stages_name_their_checkpoints(tmp_path):
 class Model(nn.Module):
     def __init__(self, **changes):
         super().__init__()
-        self.backbone = BEiTViT(ARCH, **{'img_size': 64, **changes})
+        self.backbone = BEiTViT(**{'arch': ARCH, 'img_size': 64, **changes})
 
 
 @pytest.mark.parametrize(('mean', 'warned'), [([1.0, 2.0], False), ([127.5, 2.0], True)])
@@ -114,13 +118,103 @@ def test_another_normalisation_is_said(mean, warned, monkeypatch):
     said = []
     monkeypatch.setattr(checkpointing, 'print_log', lambda text, **_: said.append(text))
     model = Model()
-    carried = dict(data_preprocessor=dict(mean=[1.0, 2.0], std=[3.0]))
+    carried = dict(preprocessing=dict(mean=[1.0, 2.0], std=[3.0]))
     checkpoint = dict(state_dict=model.state_dict(), meta=dict(beit_mm=carried))
     runner = fake_runner(model, data_preprocessor=dict(mean=mean, std=[3.0]))
     FitWeightsHook().after_load_checkpoint(runner, checkpoint)
-    assert bool(said) == warned
+    assert len(said) == 1 + warned  # after the report
     if warned:
-        assert said[0].startswith('start.pth was trained on images with mean [1.0, 2.0], this config has [127.5, 2.0]')
+        assert said[1].startswith('start.pth comes with mean [1.0, 2.0], this config has [127.5, 2.0]')
+
+
+PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=438, edge='short', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=384),
+    dict(type='PackInputs'),
+]
+
+
+def config_of(pipeline=PIPELINE, out_type='avg_featmap', std=(3.0,)):
+    return Config(
+        dict(
+            model=dict(backbone=dict(out_type=out_type)),
+            data_preprocessor=dict(mean=[1.0, 2.0], std=list(std)),
+            test_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        )
+    )
+
+
+def test_what_a_checkpoint_says_about_its_images():
+    expected = dict(mean=[1.0, 2.0], std=[3.0], pooling='mean', interpolation='bicubic', crop_ratio=0.8767)
+    assert preprocessing_of(config_of()) == expected
+    whole = [dict(type='mmpretrain.Resize', scale=(384, 384))]
+    assert preprocessing_of(config_of(whole, 'cls_token')) == dict(
+        mean=[1.0, 2.0], std=[3.0], pooling='class token', interpolation='bilinear', crop_ratio=1.0
+    )
+    assert preprocessing_of(config_of(out_type='featmap')) == dict(mean=[1.0, 2.0], std=[3.0])  # a segmentor's
+    assert preprocessing_of(Config(dict(model=None))) == {}
+
+
+@pytest.mark.parametrize(
+    ('other', 'said'),
+    [
+        (dict(), []),
+        (dict(out_type='cls_token'), ['pooling mean, this config has class token']),
+        (dict(std=[1.0]), ['std [3.0], this config has [1.0]']),
+        (dict(pipeline=PIPELINE[:1] + PIPELINE[2:]), []),  # not known here: nothing to say
+        (
+            dict(pipeline=[dict(PIPELINE[1], interpolation='bilinear'), dict(PIPELINE[2], crop_size=432)]),
+            ['crop_ratio 0.8767, this config has 0.9863', 'interpolation bicubic, this config has bilinear'],
+        ),
+    ],
+)
+def test_an_evaluation_that_treats_images_otherwise_is_warned_of(monkeypatch, other, said):
+    heard = []
+    monkeypatch.setattr(checkpointing, 'print_log', lambda text, **_: heard.append(text))
+    meta = dict(beit_mm=dict(preprocessing=preprocessing_of(config_of())))
+    warn_of_preprocessing(meta, config_of(**other), 'b.pth', TO_EVALUATE)
+    assert sorted(text.removeprefix('b.pth comes with ').split(':')[0] for text in heard) == said
+    warn_of_preprocessing(meta, config_of(**{**other, 'std': [3.0]}), 'b.pth', TO_TRAIN_ON)
+    assert len(heard) == len(said)  # fine-tuning changes the rest on purpose
+
+
+def saved(model):
+    return dict(state_dict=model.state_dict(), optimizer={}, message_hub={}, meta=dict(iter=1, epoch=0))
+
+
+def test_a_run_goes_on_from_its_own_checkpoint_only():
+    model = Model()
+    checkpoint = saved(model)
+    untouched = dict(checkpoint)
+    FitWeightsHook().after_load_checkpoint(fake_runner(Model(), resume=True), checkpoint)
+    assert checkpoint == untouched
+    for other, said in (
+        (Model(img_size=96), r'bias_table is \(52, 2\), the model has \(124, 2\)'),
+        (Model(layer_scale_init_value=0), r'gamma_1 is not in the model'),
+        (Model(use_abs_pos_emb=True), r'pos_embed is not in it'),
+    ):
+        with pytest.raises(CheckpointError, match=rf'start\.pth: is of another model.*{said}.*: --load-from'):
+            FitWeightsHook().after_load_checkpoint(fake_runner(other, resume=True), saved(model))
+    weights_only = dict(model=model.state_dict())
+    with pytest.raises(CheckpointError, match=r'it has no state_dict, optimizer, message_hub, meta\.iter, meta\.epoch'):
+        FitWeightsHook().after_load_checkpoint(fake_runner(Model(), resume=True), weights_only)
+
+
+def test_a_part_is_loaded_if_asked_for(caplog):
+    """12 blocks into 3, as for a quick look: what there is room for is taken, what is not is named, loudly."""
+    deep, shallow = Model(arch=dict(ARCH, num_layers=3)), Model()
+    checkpoint = dict(state_dict=deep.state_dict())
+    with pytest.raises(CheckpointError, match=r'num_layers is 3 in the checkpoint and 2 here(?s:.*)--partial-load'):
+        FitWeightsHook().after_load_checkpoint(fake_runner(shallow), dict(checkpoint))
+    with caplog.at_level(logging.WARNING, logger='test'):
+        FitWeightsHook(partial=True).after_load_checkpoint(fake_runner(shallow), checkpoint)
+    assert 'refused (backbone.layers.2.gamma_1 is not in the model' in caplog.text
+    assert set(checkpoint['state_dict']) == set(shallow.state_dict())
+    with pytest.raises(CheckpointError, match='the backbone does not fit'):
+        FitWeightsHook(partial=True).after_load_checkpoint(
+            fake_runner(shallow), dict(state_dict={'backbone.layers.0.ln1.weight': torch.ones(7)})
+        )
 
 
 def test_load_from_fits_or_refuses():
@@ -130,10 +224,6 @@ def test_load_from_fits_or_refuses():
     FitWeightsHook().after_load_checkpoint(fake_runner(tuned), checkpoint)
     table = checkpoint['state_dict']['backbone.layers.1.attn.relative_position_bias_table']
     torch.testing.assert_close(table, torch.ones_like(tuned.backbone.layers[1].attn.relative_position_bias_table))
-    untouched = pretrained.state_dict()
-    checkpoint = dict(state_dict=untouched)
-    FitWeightsHook().after_load_checkpoint(fake_runner(tuned, resume=True), checkpoint)
-    assert checkpoint['state_dict'] is untouched  # resuming loads strictly what it saved
     with pytest.raises(CheckpointError, match=r'start\.pth: the backbone does not fit'):
         FitWeightsHook().after_load_checkpoint(
             fake_runner(Model(layer_scale_init_value=0)), dict(state_dict=pretrained.state_dict())

@@ -41,7 +41,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import beit_mm.models
-from beit_mm.checkpoints.load import CheckpointError, fit, write
+from beit_mm.checkpoints.fit import fit
+from beit_mm.checkpoints.load import CheckpointError, write
 from beit_mm.data import embedded
 from beit_mm.data.transforms import TwoViewCrop, random_resized_box
 from beit_mm.engine.configs import ConfigError, check_config, load_config

@@ -1,17 +1,23 @@
 """checkpoints/load.py: nothing runs code, damage is named, and weights fit or are refused."""
 
 import argparse
+import logging
 import os
 import pickle
 import random
+from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.model import PretrainedInit
-from mmengine.runner.checkpoint import load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from safetensors.torch import save_file
 
-from beit_mm.checkpoints.load import CheckpointError, fit, read, sha256, state_dict_of, write
+from beit_mm.checkpoints import load
+from beit_mm.checkpoints.fit import fit
+from beit_mm.checkpoints.load import CheckpointError, read, sha256, state_dict_of, write
 from beit_mm.models.backbone import BEiTViT
 from beit_mm.ops.relative_position import resize_positions, resize_table
 
@@ -42,6 +48,62 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, monkeypatch, switch, legacy):
     with pytest.raises(CheckpointError):
         load_checkpoint(BEiTViT(ARCH, img_size=32), str(path))  # mmengine's own way in, and init_cfg's
     assert not marker.exists()
+
+
+def test_mmengines_own_training_checkpoints_are_read(tmp_path):
+    """HistoryBuffers and NumPy's scalars, which torch's weights_only refuses; `getattr` does nothing else in them."""
+    buffer = HistoryBuffer([0.5, 0.25], [1, 2])
+    hub = dict(log_scalars={'train/loss': buffer}, runtime_info=dict(iter=np.int64(3), lr=np.float32(0.5)))
+    torch.save(dict(state_dict=dict(a=torch.ones(2)), message_hub=hub), tmp_path / 'iter_3.pth')
+    back = read(tmp_path / 'iter_3.pth')['message_hub']
+    assert back['log_scalars']['train/loss'].mean() == pytest.approx(0.25)  # (0.5 + 0.25) over the counts, 3
+    assert back['runtime_info'] == dict(iter=3, lr=0.5)
+
+    class Reached:
+        def __reduce__(self):
+            return getattr, (argparse.Namespace, '__init__')
+
+    torch.save(dict(payload=Reached()), tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match=r'bad\.pth: holds Python objects besides tensors'):
+        read(tmp_path / 'bad.pth')
+
+
+def test_a_trusted_file_is_read_whatever_it_holds(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(load, '_trusted', set())
+    marker, path = tmp_path / 'ran', tmp_path / 'old.pth'
+    torch.save(dict(state_dict=dict(a=torch.ones(2)), payload=Payload(marker)), path)
+    with pytest.raises(CheckpointError, match=r'\((os|posix)\.system\).*If you know .*: --trust-checkpoint'):
+        read(path)
+    assert not marker.exists()
+    with caplog.at_level(logging.WARNING):
+        load.trust(path)
+    assert torch.equal(read(path)['state_dict']['a'], torch.ones(2))
+    assert marker.exists()
+    other = tmp_path / 'other.pth'
+    torch.save(dict(payload=Payload(tmp_path / 'other ran')), other)
+    with pytest.raises(CheckpointError):
+        read(other)  # one file is trusted, and no other
+
+
+def test_files_with_an_address_are_read_closed_too(tmp_path, monkeypatch):
+    """mmengine leaves those to torch's hub, which runs what they hold."""
+    asked = []
+
+    def answer(url, path, **_):
+        asked.append(url)
+        torch.save(dict(payload=Payload(tmp_path / 'ran')) if 'bad' in url else dict(state_dict={}), path)
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', answer)
+    for reader in (read, CheckpointLoader.load_checkpoint):
+        assert reader('https://example.org/v1/good.pth') == dict(state_dict={})
+        with pytest.raises(CheckpointError, match=r'bad\.pth: holds Python objects'):
+            reader('http://example.org/bad.pth?download=1')
+    assert asked == ['https://example.org/v1/good.pth', 'http://example.org/bad.pth?download=1']  # once each
+    assert not (tmp_path / 'ran').exists()
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *_: (_ for _ in ()).throw(URLError('no network')))
+    with pytest.raises(CheckpointError, match=r'https://example\.org/x\.pth: not downloaded \(.*no network.*its path'):
+        read('https://example.org/x.pth')
 
 
 def test_the_official_files_carry_their_command_line(tmp_path):
@@ -214,6 +276,9 @@ def test_a_backbone_loads_its_init_cfg(tmp_path):
         assert all(torch.equal(value, tuned.state_dict()[key]) for key, value in found.state_dict().items())
     with pytest.raises(CheckpointError, match=r"no key starts with the prefix 'model\.'; they start with backbone"):
         BEiTViT(ARCH, img_size=96, init_cfg={**start, 'prefix': 'model.'}).init_weights()
+    part = BEiTViT(dict(ARCH, num_layers=1), img_size=64, init_cfg={**start, 'partial': True})
+    part.init_weights()
+    assert torch.equal(part.layers[0].attn.qkv.weight, pretrained.layers[0].attn.qkv.weight)
     with pytest.raises(CheckpointError, match=r'the model has \(1, 1, 64\)'):
         BEiTViT(dict(ARCH, embed_dims=64), img_size=96, init_cfg=start).init_weights()
 

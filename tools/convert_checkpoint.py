@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from beit_mm.checkpoints.formats import FORMATS
-from beit_mm.checkpoints.load import convert_file
+from beit_mm.checkpoints.load import convert_file, trust
 from beit_mm.engine.launch import door
 
 
@@ -23,7 +23,10 @@ def main() -> None:
         '--tables', default='keep', choices=['keep', 'expand', 'share'], help='one table, or one per block'
     )
     parser.add_argument('--drop', nargs='+', default=(), metavar='PREFIX', help='our names to leave out, such as head.')
+    parser.add_argument('--trust-checkpoint', action='store_true', help='SRC holds Python objects: let it run code')
     args = parser.parse_args()
+    if args.trust_checkpoint:
+        trust(args.source)
     source = None if args.form == 'auto' else args.form
     report = convert_file(
         args.source, args.destination, source, args.to, args.grid, args.interpolation, args.tables, tuple(args.drop)

@@ -19,11 +19,18 @@ def main() -> None:
     parser.add_argument('--record', metavar='DIR', help='write a result record below this folder')
     parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--trust-checkpoint', action='store_true', help='it holds Python objects: let it run code')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     config = load_config(args.config, parse_overrides(args.cfg_options))
-    runner, metrics, seconds = evaluate(config, args.checkpoint, work_dir=args.work_dir, launcher=args.launcher)
+    runner, metrics, seconds = evaluate(
+        config,
+        args.checkpoint,
+        work_dir=args.work_dir,
+        launcher=args.launcher,
+        trust_checkpoint=args.trust_checkpoint,
+    )
     for name, value in metrics.items():
         if not name.startswith(('data_time', 'time')):
             print(f'{name:>24}  {value:.4f}')

@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch in use')
     parser.add_argument('--seed', type=int, help="overrides the config's randomness.seed")
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--partial-load', action='store_true', help='--load-from: what does not fit keeps its start')
+    parser.add_argument('--trust-checkpoint', action='store_true', help='it holds Python objects: let it run code')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -35,6 +37,8 @@ def main() -> None:
         auto_scale_lr=args.auto_scale_lr,
         launcher=args.launcher,
         seed=args.seed,
+        partial_load=args.partial_load,
+        trust_checkpoint=args.trust_checkpoint,
     )
 
 

@@ -2,24 +2,23 @@
 
 import argparse
 import hashlib
-import math
+import logging
 import os
 import pickle
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer, print_log
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from ..ops.pixels import inflate_bands
-from ..ops.relative_position import NUM_CLASS_ROWS, num_offsets, resize_positions, resize_table
-from .convert import ConversionReport, convert_state_dict, few, stripped
+from .convert import ConversionReport, convert_state_dict
 from .errors import CheckpointError
 
 
@@ -50,13 +49,67 @@ OF_DALLE = (  # OpenAI dall_e 0.1: the classes in its pickles
 )
 
 
+def _statistic(owner: type, name: str) -> Callable:
+    """What `getattr` may do in a checkpoint of mmengine: name a method of its HistoryBuffer."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError('global builtins.getattr is not of a HistoryBuffer')
+    return getattr(HistoryBuffer, name)
+
+
+# (object, its name in a file): what torch's weights_only refuses, and what cannot do harm
+HARMLESS = [
+    argparse.Namespace,  # the official BEiT files hold their command line: a bag of values
+    *((PickledModule, name) for name in OF_DALLE),
+    HistoryBuffer,  # mmengine's training checkpoints, with NumPy's arrays and scalars
+    (_statistic, 'builtins.getattr'),
+    np.ndarray,
+    np.dtype,
+    *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type)),
+    *(
+        (made, f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')
+        for name, made in (
+            ('scalar', np._core.multiarray.scalar),
+            ('_reconstruct', np._core.multiarray._reconstruct),
+        )
+    ),
+]
+_trusted: set[Path] = set()
+
+
+def trust(filename: str | os.PathLike) -> None:
+    """Let `read` run what this one file holds: for old checkpoints with Python objects, if you know their origin."""
+    _trusted.add(local_file(filename).resolve())
+    print_log(
+        f'{filename}: trusted, as you asked. Reading it runs whatever code it holds, with your rights. Convert it '
+        f'once (tools/convert_checkpoint.py) and use the result, which holds none',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def local_file(filename: str | os.PathLike) -> Path:
+    """The path of a checkpoint; one that is named by an http(s) address is downloaded, once, to torch's hub folder."""
+    name = str(filename)
+    if not name.startswith(('http://', 'https://')):
+        return Path(name).expanduser()
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(name).path).name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(name, str(path))
+        except OSError as error:
+            raise CheckpointError(f'{name}: not downloaded ({error}). Fetch it yourself and give its path') from error
+    return path
+
+
 def read(filename: str | os.PathLike, map_location=None) -> dict:
-    """Read a .pth, .safetensors or .pdparams file with `weights_only=True`, whatever the environment says.
+    """Read a .pth, .safetensors or .pdparams file, or address, with `weights_only=True`, whatever the environment says.
 
     OpenAI's encoder.pkl and decoder.pkl are whole modules: their parameters are read, their classes are not needed.
-    Raises CheckpointError, naming the file, when it is missing, damaged, a web page, or holds code.
+    Raises CheckpointError, naming the file, when it is missing, damaged, a web page, or holds code and is not trusted.
     """
-    path = Path(filename).expanduser()
+    path = local_file(filename)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
         hint = f'; that folder has {", ".join(near)}' if near else ''
@@ -75,14 +128,13 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
         except SafetensorError as error:
             raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
     try:
-        # The official BEiT files hold their command line; a Namespace is a bag of values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace, *((PickledModule, name) for name in OF_DALLE)]):
-            content = torch.load(path, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location=map_location, weights_only=path.resolve() not in _trusted)
     except pickle.UnpicklingError as error:
         if found := re.search(r'(?:GLOBAL|global|class) ([A-Za-z_][\w.]*\.\w+)', str(error)):
             raise CheckpointError(
                 f'{path}: holds Python objects besides tensors ({found[1]}), and loading those could run code. '
-                f'Save it again as tensors and plain types'
+                f'If you know where the file comes from, allow it: --trust-checkpoint'
             ) from error
         raise CheckpointError(f'{path}: not a checkpoint, or damaged') from error
     except Exception as error:  # damaged bytes make torch raise IndexError, struct.error, AssertionError, ...
@@ -178,167 +230,18 @@ def convert_file(source: Path, destination: Path, form: str | None, target: str,
 def sha256(filename: str | os.PathLike) -> str:
     """Hex digest of a file, read in blocks."""
     digest = hashlib.sha256()
-    with open(filename, 'rb') as file:
+    with open(local_file(filename), 'rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
+WEIGHTS = ('state_dict', 'model', 'module', 'weights')  # under which a checkpoint has them
+
+
 def state_dict_of(checkpoint: dict) -> dict[str, torch.Tensor]:
     """The weights inside a checkpoint, whichever of the usual names they are under."""
-    for key in ('state_dict', 'model', 'module'):
+    for key in WEIGHTS:
         if isinstance(checkpoint.get(key), dict):
             return checkpoint[key]
     return checkpoint
-
-
-def as_ours(weights: dict[str, torch.Tensor], prefix: str = '') -> tuple[dict[str, torch.Tensor], str]:
-    """(weights under our names, with `backbone.` in front of the backbone's; what was done about them).
-
-    Any format of formats.py is converted; what has our names for a backbone's blocks stays as it is, whatever it holds
-    besides. prefix: only the keys that start with it, without it. Raises CheckpointError for a prefix that no key has
-    and for an unknown format.
-    """
-    weights = stripped(weights)
-    if prefix:
-        starts = sorted({key.split('.')[0] for key in weights})
-        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-        if not weights:
-            raise CheckpointError(f'no key starts with the prefix {prefix!r}; they start with {few(starts, 8)}')
-    if 'layers.0.ln1.weight' in weights:
-        weights = {f'backbone.{key}': value for key, value in weights.items()}
-    if 'backbone.layers.0.ln1.weight' in weights:
-        # beit2mmseg.py leaves the patch embedding under its official name too
-        return {key: value for key, value in weights.items() if '.patch_embed.proj.' not in key}, ''
-    weights, report = convert_state_dict(weights)
-    return weights, f'{report}; '
-
-
-@dataclass
-class LoadReport:
-    """What became of the keys of a checkpoint: names by fate."""
-
-    matched: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    expanded: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        parts = [f'{len(names)} {fate}' for fate, names in vars(self).items() if names]
-        for fate in ('resized', 'expanded', 'missing', 'dropped'):
-            names = getattr(self, fate)
-            if names:
-                parts[[p.split()[1] for p in parts].index(fate)] += f' ({few(names)})'
-        return ', '.join(parts)
-
-
-PATCH_EMBEDDING = 'patch_embed.projection.weight'
-TABLE, SHARED_TABLE = 'relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'
-# Of the backbone: what a pre-training checkpoint has and a fine-tuned model may lack, and the other way round.
-# Official fine-tuning with mean pooling drops the pre-trained `norm` and starts `fc_norm` (ln2) at one and zero;
-# a segmentor that starts from a classifier has neither.
-MAY_BE_DROPPED = ('mask_token', 'ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias')
-MAY_BE_MISSING = ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'mask_token')
-
-
-def fit(
-    weights: dict[str, torch.Tensor],
-    own: dict[str, torch.Tensor],
-    grid: tuple[int, int],
-    prefix: str = 'backbone.',
-    interpolation: str = 'bicubic',
-) -> tuple[dict[str, torch.Tensor], LoadReport]:
-    """Fit weights to a model whose state dict is `own` and whose backbone (under `prefix`) has `grid` patches.
-
-    A shared relative position table is expanded to all blocks, tables and positions are resized, the patch
-    embedding is inflated to more bands, heads of another shape or name keep their initial values. Raises
-    CheckpointError when any other part of the backbone is missing, left over or of another shape.
-    """
-    report = LoadReport()
-    given = weights
-    weights = {k: v for k, v in weights.items() if not k.endswith('relative_position_index')}
-    per_block = [k for k in own if k.startswith(prefix + 'layers.') and k.endswith(TABLE)]
-    shared = prefix + SHARED_TABLE
-    if shared in weights and shared not in own and per_block:
-        table = weights.pop(shared)
-        weights.update({key: table.clone() for key in per_block})
-        report.expanded = list(per_block)
-    fitted = {}
-    refused = []
-    for key, value in weights.items():
-        in_backbone = key.startswith(prefix)
-        if key not in own:
-            if in_backbone and key[len(prefix) :] not in MAY_BE_DROPPED:
-                refused.append(f'{key} is not in the model')
-            else:
-                report.dropped.append(key)
-            continue
-        if in_backbone and value.shape != own[key].shape:
-            value = _resized(key, value, own[key].shape, grid, interpolation)
-            if value.shape == own[key].shape:
-                fate = report.expanded if key.endswith(PATCH_EMBEDDING) else report.resized
-                fate.append(key)
-        if value.shape == own[key].shape:
-            fitted[key] = value
-            if key not in report.resized and key not in report.expanded:
-                report.matched.append(key)
-        elif in_backbone:
-            refused.append(f'{key} is {tuple(weights[key].shape)}, the model has {tuple(own[key].shape)}')
-        else:
-            report.dropped.append(key)
-    for key in own:
-        if key not in fitted:
-            report.missing.append(key)
-            if key.startswith(prefix) and key[len(prefix) :] not in MAY_BE_MISSING and key not in weights:
-                refused.append(f'{key} is not in the checkpoint')
-    if refused:
-        shown = '\n  '.join(refused[:4]) + (f'\n  ... {len(refused) - 4} more' if len(refused) > 4 else '')
-        raise CheckpointError(f'the backbone does not fit: {_difference(given, own, prefix)}\n  {shown}')
-    return fitted, report
-
-
-def outline(weights: dict[str, torch.Tensor], prefix: str = 'backbone.') -> dict[str, int | str]:
-    """What the shapes of a backbone's weights say about it, under the names of BEiTViT's arguments."""
-    of = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-    layers = {key.split('.')[1] for key in of if key.startswith('layers.')}
-    outline: dict[str, int | str] = dict(num_layers=len(layers))
-    if 'cls_token' in of:
-        outline['embed_dims'] = of['cls_token'].shape[-1]
-    if 'layers.0.ffn.layers.0.0.weight' in of:
-        outline['feedforward_channels'] = of['layers.0.ffn.layers.0.0.weight'].shape[0]
-    if PATCH_EMBEDDING in of:
-        outline['patch_size'] = of[PATCH_EMBEDDING].shape[-1]
-    tables = [value for key, value in of.items() if key.endswith(TABLE)]
-    if tables:
-        outline['num_heads'] = tables[0].shape[-1]
-    outline['relative positions'] = 'yes' if tables else 'no'
-    outline['absolute positions'] = 'yes' if 'pos_embed' in of else 'no'
-    outline['LayerScale'] = 'yes' if 'layers.0.gamma_1' in of else 'no'
-    return outline
-
-
-def _difference(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor], prefix: str) -> str:
-    """In which of the outline's points a checkpoint differs from a model, in words."""
-    theirs, ours = outline(weights, prefix), outline(own, prefix)
-    if not theirs['num_layers']:
-        return f'no key of the checkpoint starts with {prefix}layers.; is the prefix right?'
-    points = [f'{name} is {theirs[name]} in the checkpoint and {ours[name]} here'
-              for name in ours if name in theirs and theirs[name] != ours[name]]  # fmt: skip
-    return '; '.join(points) or "some of its keys are another model's"
-
-
-def _resized(
-    key: str, value: torch.Tensor, wanted: torch.Size, grid: tuple[int, int], interpolation: str
-) -> torch.Tensor:
-    """Tables and positions of another square grid resized to `grid`, bands inflated; all else as it is."""
-    if key.endswith(PATCH_EMBEDDING) and value.ndim == 4 and (wanted[1] == 1 or wanted[1] > value.shape[1]):
-        return inflate_bands(value, wanted[1])
-    if key.endswith(TABLE):
-        side = (math.isqrt(value.shape[0] - NUM_CLASS_ROWS) + 1) // 2
-        return resize_table(value, (side, side), grid) if num_offsets((side, side)) == value.shape[0] else value
-    if key.endswith('pos_embed'):
-        side = math.isqrt(value.shape[1] - 1)
-        if side * side == value.shape[1] - 1:
-            return resize_positions(value, (side, side), grid, interpolation)
-    return value

@@ -13,7 +13,9 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from ..checkpoints.load import CheckpointError, as_ours, fit, read, sha256, state_dict_of
+from ..checkpoints.convert import few
+from ..checkpoints.fit import as_ours, fit
+from ..checkpoints.load import WEIGHTS, CheckpointError, read, sha256, state_dict_of
 from ..registry import HOOKS
 
 PACKAGE = Path(__file__).parents[1]
@@ -105,7 +107,7 @@ class PlainCheckpointHook(Hook):
                     revision=code_revision(),
                     stages=self.stages,
                     backbone=dict(model.get('backbone') or {}),
-                    data_preprocessor=preprocessing_of(runner.cfg),
+                    preprocessing=preprocessing_of(runner.cfg),
                 ),
             )
         )
@@ -119,50 +121,118 @@ class PlainCheckpointHook(Hook):
         if hub is None:
             return
         hub['log_scalars'] = {
-            name: HistoryBuffer(entry['values'].tolist(), entry['counts'].tolist())
+            name: entry  # of mmengine's own checkpoints
+            if isinstance(entry, HistoryBuffer)
+            else HistoryBuffer(entry['values'].tolist(), entry['counts'].tolist())
             for name, entry in hub['log_scalars'].items()
         }
 
 
+POOLING = dict(avg_featmap='mean', cls_token='class token')
+
+
 def preprocessing_of(config) -> dict:
-    """The data preprocessor of a run, wherever its config has it."""
-    return dict(config.get('model', {}).get('data_preprocessor') or config.get('data_preprocessor') or {})
+    """What a model expects of its images and does with its features, as far as the config says it: mean, std,
+    pooling, and of a classifier's test pipeline crop_ratio (crop over resized short side) and interpolation.
+    """
+    model = config.get('model') or {}
+    normalisation = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    found = {key: list(normalisation[key]) for key in ('mean', 'std') if normalisation.get(key) is not None}
+    pooling = POOLING.get(str((model.get('backbone') or {}).get('out_type')))
+    if pooling:
+        found['pooling'] = pooling
+    loader = config.get('test_dataloader') or config.get('val_dataloader') or {}
+    steps = [step for step in (loader.get('dataset') or {}).get('pipeline') or [] if isinstance(step, dict)]
+    resized = [step for step in steps if str(step.get('type')).rsplit('.', 1)[-1] in ('Resize', 'ResizeEdge')]
+    cropped = [step for step in steps if str(step.get('type')).rsplit('.', 1)[-1] == 'CenterCrop']
+    if len(resized) == 1 and pooling:
+        found['interpolation'] = resized[0].get('interpolation', 'bilinear')
+        short = _short_side(resized[0].get('scale'))
+        if short:
+            crop = _short_side(cropped[0].get('crop_size')) if cropped else short
+            found['crop_ratio'] = round(crop / short, 4)
+    return found
 
 
-def warn_of_preprocessing(meta: dict, config, checkpoint: str) -> None:
-    """Say so where images are normalised otherwise than those that the weights were trained on."""
-    before, now = meta.get('beit_mm', {}).get('data_preprocessor') or {}, preprocessing_of(config)
-    for key in ('mean', 'std'):
-        if before.get(key) and now.get(key) and list(before[key]) != list(now[key]):
+def _short_side(size) -> int | None:
+    return min(size) if isinstance(size, (list, tuple)) else size
+
+
+def warn_of_preprocessing(meta: dict, config, checkpoint: str, keys: tuple[str, ...]) -> None:
+    """Say so where images are treated otherwise than those that the weights were trained, or tested, on."""
+    before, now = meta.get('beit_mm', {}).get('preprocessing') or {}, preprocessing_of(config)
+    for key in keys:
+        if key in before and key in now and before[key] != now[key]:
             print_log(
-                f'{checkpoint} was trained on images with {key} {list(before[key])}, this config has '
-                f'{list(now[key])}: results will suffer. Set data_preprocessor.{key} to the former',
+                f'{checkpoint} comes with {key} {before[key]}, this config has {now[key]}: the result is '
+                f"another one than its own. Use the checkpoint's unless you mean to change it",
                 logger='current',
                 level=logging.WARNING,
             )
 
 
+TO_TRAIN_ON = ('mean', 'std')
+TO_EVALUATE = ('mean', 'std', 'pooling', 'crop_ratio', 'interpolation')
+
+
 @HOOKS.register_module()
 class FitWeightsHook(Hook):
-    """Makes `load_from` fit or refuse: tables expanded and resized, heads by name, nothing lost silently."""
+    """Makes `load_from` fit or refuse: tables expanded and resized, heads by name, nothing lost silently.
+
+    partial: what does not fit keeps its initial value, and is named. Resuming takes what was saved, whole, or refuses.
+    """
+
+    priority = 'HIGH'  # before mmengine's EMAHook, which copies the weights and stumbles over another head
+
+    def __init__(self, partial: bool = False) -> None:
+        self.partial = partial
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if runner._resume:
+            check_resumable(checkpoint, model.state_dict(), runner._load_from)
+            return
         backbone = getattr(model, 'backbone', None)
-        if runner._resume or not hasattr(backbone, 'own_grid'):
+        if not hasattr(backbone, 'own_grid'):
             return
         try:
             weights, done = as_ours(state_dict_of(checkpoint))
             fitted, report = fit(
-                weights, model.state_dict(), backbone.own_grid, interpolation=backbone.interpolate_mode
+                weights,
+                model.state_dict(),
+                backbone.own_grid,
+                interpolation=backbone.interpolate_mode,
+                partial=self.partial,
             )
         except CheckpointError as error:
             raise CheckpointError(f'{runner._load_from}: {error}') from error
-        runner.logger.info(f'{runner._load_from}: {done}{report}')
-        for key in ('state_dict', 'model', 'module'):
+        print_log(f'{runner._load_from}: {done}{report}', logger=runner.logger, level=report.level)
+        for key in WEIGHTS:
             checkpoint.pop(key, None)
         checkpoint['state_dict'] = fitted
-        warn_of_preprocessing(checkpoint.get('meta') or {}, runner.cfg, runner._load_from)
+        warn_of_preprocessing(checkpoint.get('meta') or {}, runner.cfg, runner._load_from, TO_TRAIN_ON)
+
+
+def check_resumable(checkpoint: dict, own: dict[str, torch.Tensor], name: str) -> None:
+    """Raise CheckpointError unless this is a training checkpoint of just this model; mmengine warns and goes on."""
+    lacking = [key for key in ('state_dict', 'optimizer', 'message_hub') if key not in checkpoint]
+    lacking += [f'meta.{key}' for key in ('iter', 'epoch') if key not in (checkpoint.get('meta') or {})]
+    if lacking:
+        raise CheckpointError(
+            f'{name}: no run can go on from it: it has no {", ".join(lacking)}. To start from its weights: --load-from'
+        )
+    saved = checkpoint['state_dict']
+    wrong = [f'{key} is not in it' for key in own if key not in saved]
+    wrong += [f'{key} is not in the model' for key in saved if key not in own]
+    wrong += [
+        f'{key} is {tuple(saved[key].shape)}, the model has {tuple(own[key].shape)}'
+        for key in own
+        if key in saved and saved[key].shape != own[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f'{name}: is of another model than this config: {few(wrong, 4)}. To start from its weights: --load-from'
+        )
 
 
 def step_of(path: Path) -> int:

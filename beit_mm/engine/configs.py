@@ -167,6 +167,8 @@ def _check_node(node: dict, where: str, path: str | Path, scope: str) -> None:
     if arguments is None:
         return
     for key in node:
+        if where.endswith('backbone.init_cfg') and key == 'partial':
+            continue  # BEiTViT's own argument of `Pretrained`
         if key not in arguments and key not in TAKEN_BY_BUILDER and not _field_of(where, key):
             near = difflib.get_close_matches(key, arguments, n=1, cutoff=NEAR_TYPE)
             hint = f'; did you mean {near[0]!r}?' if near else f'. It takes: {", ".join(sorted(arguments))}'

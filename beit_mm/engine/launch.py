@@ -18,9 +18,10 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from ..checkpoints.load import CheckpointError, as_ours, read, state_dict_of
+from ..checkpoints.fit import as_ours
+from ..checkpoints.load import CheckpointError, read, state_dict_of, trust
 from .amp import with_amp
-from .checkpointing import latest_checkpoint, warn_of_preprocessing
+from .checkpointing import TO_EVALUATE, latest_checkpoint, warn_of_preprocessing
 from .configs import ConfigError
 
 SAFETY_HOOKS = [
@@ -40,10 +41,13 @@ def prepare(
     no_validate: bool = False,
     launcher: str = 'none',
     seed: int | None = None,
+    partial_load: bool = False,
+    trust_checkpoint: bool = False,
 ) -> Config:
     """Put the command line's wishes into the config, and find out what cannot work before anything starts.
 
     resume: 'auto' (the newest checkpoint of the work_dir, if any) or a file.
+    partial_load: what does not fit of `load_from` keeps its start. trust_checkpoint: that file may hold code.
     """
     name = Path(config.filename).stem if config.filename else 'run'
     config.work_dir = str(work_dir or config.get('work_dir') or Path('work_dirs') / name)
@@ -71,6 +75,10 @@ def prepare(
             print(f'{config.work_dir}: no checkpoint to resume from; starting at step 0', flush=True)
     elif resume:
         config.load_from, config.resume = resume, True
+    if trust_checkpoint and not config.get('load_from'):
+        raise ConfigError('--trust-checkpoint trusts the file of --load-from or --resume FILE, and there is none')
+    if trust_checkpoint:
+        trust(config.load_from)
     if config.get('load_from'):
         read(config.load_from, map_location='cpu')  # its errors belong before the model is built
     if amp:
@@ -81,8 +89,11 @@ def prepare(
         if 'auto_scale_lr' not in config:
             raise ConfigError(f'{config.filename}: --auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in it')
         config.auto_scale_lr['enable'] = True
-    present = {hook['type'] for hook in config.get('custom_hooks') or []}
-    config.custom_hooks = [*(config.get('custom_hooks') or []), *(h for h in SAFETY_HOOKS if h['type'] not in present)]
+    own = list(config.get('custom_hooks') or [])
+    present = {hook['type'] for hook in own}
+    config.custom_hooks = [*own, *(dict(hook) for hook in SAFETY_HOOKS if hook['type'] not in present)]
+    if partial_load:
+        next(h for h in config.custom_hooks if h['type'] == 'beit_mm.FitWeightsHook')['partial'] = True
     return config
 
 
@@ -166,7 +177,7 @@ def evaluate(config: Config, checkpoint: str, **wishes) -> tuple[Runner, dict[st
 def _load_whole(runner: Runner, checkpoint: str) -> None:
     """A test on a half-loaded model is no test: missing or unexpected keys are an error."""
     content = read(checkpoint, map_location='cpu')
-    warn_of_preprocessing(content.get('meta') or {}, runner.cfg, checkpoint)
+    warn_of_preprocessing(content.get('meta') or {}, runner.cfg, checkpoint, TO_EVALUATE)
     weights = state_dict_of(content)
     if hasattr(runner.model, 'backbone'):
         try:

@@ -7,7 +7,6 @@ Try it: `BEiTViT('deit-tiny')(torch.rand(1, 3, 224, 224))`.
 """
 
 import inspect
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +17,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoints.load import CheckpointError, as_ours, fit, state_dict_of
+from ..checkpoints.fit import as_ours, fit
+from ..checkpoints.load import CheckpointError, state_dict_of
 from ..ops.relative_position import relative_position_index, resize_positions
 from ..registry import MODELS
 from .architectures import (
@@ -223,7 +223,8 @@ class BEiTViT(BaseModule):
         init_cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
         pretrained = [cfg for cfg in init_cfgs if _names_pretrained(cfg['type'])]
         if pretrained:
-            self._load_pretrained(pretrained[-1]['checkpoint'], pretrained[-1].get('prefix') or '')
+            start = pretrained[-1]
+            self._load_pretrained(start['checkpoint'], start.get('prefix') or '', start.get('partial', False))
         elif self.init_cfg:
             super().init_weights()
         else:
@@ -233,18 +234,18 @@ class BEiTViT(BaseModule):
                 self._initialise()
         self._is_init = True
 
-    def _load_pretrained(self, checkpoint: str, prefix: str) -> None:
+    def _load_pretrained(self, checkpoint: str, prefix: str, partial: bool) -> None:
         """mmengine's `Pretrained` loads what happens to match; here all fits, or CheckpointError says why not."""
         weights = state_dict_of(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'))
         try:
             weights, done = as_ours(weights, prefix)
             of_backbone = 'backbone.'
             weights = {k[len(of_backbone) :]: v for k, v in weights.items() if k.startswith(of_backbone)}
-            fitted, report = fit(weights, self.state_dict(), self.own_grid, '', self.interpolate_mode)
+            fitted, report = fit(weights, self.state_dict(), self.own_grid, '', self.interpolate_mode, partial)
         except CheckpointError as error:
             raise CheckpointError(f'{checkpoint}: {error}') from error
         self.load_state_dict(fitted, strict=False)
-        print_log(f'{checkpoint}: {done}{report}', logger='current', level=logging.INFO)
+        print_log(f'{checkpoint}: {done}{report}', logger='current', level=report.level)
 
     def _freeze(self) -> None:
         for part in self._frozen_parts():

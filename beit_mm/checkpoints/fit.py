@@ -1,0 +1,177 @@
+"""Fitting weights to a model: what is matched, resized, expanded, missing or dropped, and what is refused."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from ..ops.pixels import inflate_bands
+from ..ops.relative_position import NUM_CLASS_ROWS, num_offsets, resize_positions, resize_table
+from .convert import convert_state_dict, few, stripped
+from .errors import CheckpointError
+
+
+def as_ours(weights: dict[str, torch.Tensor], prefix: str = '') -> tuple[dict[str, torch.Tensor], str]:
+    """(weights under our names, with `backbone.` in front of the backbone's; what was done about them).
+
+    Any format of formats.py is converted; what has our names for a backbone's blocks stays as it is, whatever it holds
+    besides. prefix: only the keys that start with it, without it. Raises CheckpointError for a prefix that no key has
+    and for an unknown format.
+    """
+    weights = stripped(weights)
+    if prefix:
+        starts = sorted({key.split('.')[0] for key in weights})
+        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+        if not weights:
+            raise CheckpointError(f'no key starts with the prefix {prefix!r}; they start with {few(starts, 8)}')
+    if 'layers.0.ln1.weight' in weights:
+        weights = {f'backbone.{key}': value for key, value in weights.items()}
+    if 'backbone.layers.0.ln1.weight' in weights:
+        # beit2mmseg.py leaves the patch embedding under its official name too
+        return {key: value for key, value in weights.items() if '.patch_embed.proj.' not in key}, ''
+    weights, report = convert_state_dict(weights)
+    return weights, f'{report}; '
+
+
+@dataclass
+class LoadReport:
+    """What became of the keys of a checkpoint: names by fate."""
+
+    matched: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    expanded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # of the backbone, and passed over because the user said so
+
+    @property
+    def level(self) -> int:
+        """How loud a log should be about it."""
+        return logging.WARNING if self.refused else logging.INFO
+
+    def __str__(self) -> str:
+        parts = [f'{len(names)} {fate}' for fate, names in vars(self).items() if names]
+        for fate in ('resized', 'expanded', 'missing', 'dropped', 'refused'):
+            names = getattr(self, fate)
+            if names:
+                parts[[p.split()[1] for p in parts].index(fate)] += f' ({few(names)})'
+        return ', '.join(parts)
+
+
+PATCH_EMBEDDING = 'patch_embed.projection.weight'
+TABLE, SHARED_TABLE = 'relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'
+# Of the backbone: what a pre-training checkpoint has and a fine-tuned model may lack, and the other way round.
+# Official fine-tuning with mean pooling drops the pre-trained `norm` and starts `fc_norm` (ln2) at one and zero;
+# a segmentor that starts from a classifier has neither.
+MAY_BE_DROPPED = ('mask_token', 'ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias')
+MAY_BE_MISSING = ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'mask_token')
+
+
+def fit(
+    weights: dict[str, torch.Tensor],
+    own: dict[str, torch.Tensor],
+    grid: tuple[int, int],
+    prefix: str = 'backbone.',
+    interpolation: str = 'bicubic',
+    partial: bool = False,
+) -> tuple[dict[str, torch.Tensor], LoadReport]:
+    """Fit weights to a model whose state dict is `own` and whose backbone (under `prefix`) has `grid` patches.
+
+    A shared relative position table is expanded to all blocks, tables and positions are resized, the patch
+    embedding is inflated to more bands, heads of another shape or name keep their initial values. Raises
+    CheckpointError when any other part of the backbone is missing, left over or of another shape; with `partial`
+    such a part keeps its initial value, as long as there is a part that fits.
+    """
+    report = LoadReport()
+    given = weights
+    weights = {k: v for k, v in weights.items() if not k.endswith('relative_position_index')}
+    per_block = [k for k in own if k.startswith(prefix + 'layers.') and k.endswith(TABLE)]
+    shared = prefix + SHARED_TABLE
+    if shared in weights and shared not in own and per_block:
+        table = weights.pop(shared)
+        weights.update({key: table.clone() for key in per_block})
+        report.expanded = list(per_block)
+    fitted = {}
+    refused = []
+    for key, value in weights.items():
+        in_backbone = key.startswith(prefix)
+        if key not in own:
+            if in_backbone and key[len(prefix) :] not in MAY_BE_DROPPED:
+                refused.append(f'{key} is not in the model')
+            else:
+                report.dropped.append(key)
+            continue
+        if in_backbone and value.shape != own[key].shape:
+            value = _resized(key, value, own[key].shape, grid, interpolation)
+            if value.shape == own[key].shape:
+                fate = report.expanded if key.endswith(PATCH_EMBEDDING) else report.resized
+                fate.append(key)
+        if value.shape == own[key].shape:
+            fitted[key] = value
+            if key not in report.resized and key not in report.expanded:
+                report.matched.append(key)
+        elif in_backbone:
+            refused.append(f'{key} is {tuple(weights[key].shape)}, the model has {tuple(own[key].shape)}')
+        else:
+            report.dropped.append(key)
+    for key in own:
+        if key not in fitted:
+            report.missing.append(key)
+            if key.startswith(prefix) and key[len(prefix) :] not in MAY_BE_MISSING and key not in weights:
+                refused.append(f'{key} is not in the checkpoint')
+    if partial and any(key.startswith(prefix) for key in fitted):
+        report.refused = refused
+    elif refused:
+        shown = '\n  '.join(refused[:4]) + (f'\n  ... {len(refused) - 4} more' if len(refused) > 4 else '')
+        raise CheckpointError(
+            f'the backbone does not fit: {_difference(given, own, prefix)}\n  {shown}\n'
+            f'(what fits can be loaded alone: --partial-load, or init_cfg=dict(..., partial=True))'
+        )
+    return fitted, report
+
+
+def outline(weights: dict[str, torch.Tensor], prefix: str = 'backbone.') -> dict[str, int | str]:
+    """What the shapes of a backbone's weights say about it, under the names of BEiTViT's arguments."""
+    of = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+    layers = {key.split('.')[1] for key in of if key.startswith('layers.')}
+    outline: dict[str, int | str] = dict(num_layers=len(layers))
+    if 'cls_token' in of:
+        outline['embed_dims'] = of['cls_token'].shape[-1]
+    if 'layers.0.ffn.layers.0.0.weight' in of:
+        outline['feedforward_channels'] = of['layers.0.ffn.layers.0.0.weight'].shape[0]
+    if PATCH_EMBEDDING in of:
+        outline['patch_size'] = of[PATCH_EMBEDDING].shape[-1]
+    tables = [value for key, value in of.items() if key.endswith(TABLE)]
+    if tables:
+        outline['num_heads'] = tables[0].shape[-1]
+    outline['relative positions'] = 'yes' if tables else 'no'
+    outline['absolute positions'] = 'yes' if 'pos_embed' in of else 'no'
+    outline['LayerScale'] = 'yes' if 'layers.0.gamma_1' in of else 'no'
+    return outline
+
+
+def _difference(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor], prefix: str) -> str:
+    """In which of the outline's points a checkpoint differs from a model, in words."""
+    theirs, ours = outline(weights, prefix), outline(own, prefix)
+    if not theirs['num_layers']:
+        return f'no key of the checkpoint starts with {prefix}layers.; is the prefix right?'
+    points = [f'{name} is {theirs[name]} in the checkpoint and {ours[name]} here'
+              for name in ours if name in theirs and theirs[name] != ours[name]]  # fmt: skip
+    return '; '.join(points) or "some of its keys are another model's"
+
+
+def _resized(
+    key: str, value: torch.Tensor, wanted: torch.Size, grid: tuple[int, int], interpolation: str
+) -> torch.Tensor:
+    """Tables and positions of another square grid resized to `grid`, bands inflated; all else as it is."""
+    if key.endswith(PATCH_EMBEDDING) and value.ndim == 4 and (wanted[1] == 1 or wanted[1] > value.shape[1]):
+        return inflate_bands(value, wanted[1])
+    if key.endswith(TABLE):
+        side = (math.isqrt(value.shape[0] - NUM_CLASS_ROWS) + 1) // 2
+        return resize_table(value, (side, side), grid) if num_offsets((side, side)) == value.shape[0] else value
+    if key.endswith('pos_embed'):
+        side = math.isqrt(value.shape[1] - 1)
+        if side * side == value.shape[1] - 1:
+            return resize_positions(value, (side, side), grid, interpolation)
+    return value
