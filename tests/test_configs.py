@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from beit_mm.checkpoints.load import read
+from beit_mm.data.export import export
 from beit_mm.engine.configs import load_config
 from beit_mm.engine.launch import run
 
@@ -20,28 +21,49 @@ TINY = {
     'train_cfg.max_iters': 2,
     'train_cfg.val_interval': 2,
     'train_dataloader.batch_size': 4,
-    'train_dataloader.dataset.length': 8,
     'default_hooks.checkpoint.interval': 2,
     'default_hooks.logger.interval': 1,
     'visualizer.vis_backends': [{'type': 'LocalVisBackend'}],
 }
 
 
-def tiny(path: Path) -> dict:
+# What makes a model small, by its type
+SMALL = {'beit_mm.DiscreteVAE': {'vocab_size': 64, 'hidden_dims': 16, 'code_dims': 16}}
+HOOKS = {'beit_mm.CodebookInitHook': {'num_images': 8}, 'beit_mm.DeadCodesHook': {'interval': 2, 'revive': True}}
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory) -> Path:
+    """data/ as the configs expect it below the working directory, filled with embedded scenes."""
+    root = tmp_path_factory.mktemp('data')
+    export(root / 'imagenet', 'imagefolder', train=8, val=4, size=48)
+    return root
+
+
+def tiny(path: Path, folders: Path) -> dict:
     config = load_config(path)
     options = dict(TINY)
-    if config.get('val_dataloader') is not None:
-        options.update({'val_dataloader.dataset.length': 4, 'val_dataloader.batch_size': 4})
-    if 'custom_hooks' in config:
-        options['custom_hooks'] = [{'type': 'beit_mm.CodebookInitHook', 'num_images': 8}]
+    for name, length in (('train_dataloader', 8), ('val_dataloader', 4)):
+        if config.get(name) is None:
+            continue
+        options[f'{name}.batch_size'] = 4
+        options[f'{name}.num_workers'] = 0
+        options[f'{name}.persistent_workers'] = False
+        if 'data_root' in config[name].dataset:
+            options[f'{name}.dataset.data_root'] = str(folders / Path(config[name].dataset.data_root).name)
+        else:
+            options[f'{name}.dataset.length'] = length
+    options.update({f'model.{key}': value for key, value in SMALL.get(config.model.type, {}).items()})
+    for i, hook in enumerate(config.get('custom_hooks') or []):
+        options.update({f'custom_hooks.{i}.{key}': value for key, value in HOOKS.get(hook.type, {}).items()})
     if config.model.get('target', {}).get('checkpoint'):
         options['model.target.checkpoint'] = None
     return options
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=[p.stem for p in LEAVES])
-def test_trains_evaluates_and_resumes(path, tmp_path):
-    options = tiny(path)
+def test_trains_evaluates_and_resumes(path, tmp_path, folders):
+    options = tiny(path, folders)
     runner = run(load_config(path, options), work_dir=str(tmp_path), seed=0)
     lines = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
     losses = [line['loss'] for line in lines if 'loss' in line]
@@ -82,11 +104,11 @@ def test_names_follow_the_recipe():
         assert re.fullmatch(r'[a-z0-9-]+_[a-z0-9-]*_?\d+xb\d+-\d+[a-z]*_[a-z0-9]+-\d+', path.stem), path.stem
 
 
-def test_bf16_on_the_cpu_and_fp16_refused(tmp_path):
+def test_bf16_on_the_cpu_and_fp16_refused(tmp_path, folders):
     path = next(p for p in LEAVES if 'scratch_1xb64' in p.stem)
-    runner = run(load_config(path, tiny(path)), work_dir=str(tmp_path), amp='bf16', seed=0)
+    runner = run(load_config(path, tiny(path, folders)), work_dir=str(tmp_path), amp='bf16', seed=0)
     assert type(runner.optim_wrapper).__module__ == 'beit_mm.engine.amp'
     assert all(torch.isfinite(p).all() for p in runner.model.parameters())
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match='--amp fp16 needs a CUDA device'):
-            run(load_config(path, tiny(path)), work_dir=str(tmp_path), amp='fp16', seed=0)
+            run(load_config(path, tiny(path, folders)), work_dir=str(tmp_path), amp='fp16', seed=0)

@@ -48,6 +48,80 @@ def test_loss_terms_by_hand():
     assert int(model.num_updates) == 1
 
 
+def test_the_divergence_does_not_grow_with_the_batch():
+    """unilm's sums it over the batch: 3.2, 6.4, 25.6 for 1, 2, 8 of the same image."""
+    model = DiscreteVAE(**SMALL, kl_weight=(1.0, 1.0, 1))
+    one = views(1)
+    divergences = [model.loss(one.expand(n, -1, -1, -1))['loss_kl'].item() for n in (1, 2, 8)]
+    assert divergences == pytest.approx([divergences[0]] * 3, rel=1e-5)
+
+
+def test_the_loss_of_dalles_recipe_is_the_bound_per_value():
+    """Reconstruction + 6.6 / 192 of the divergence per cell = (an image's nats + 6.6 its divergence) / its values."""
+    settings = dict(vocab_size=32, num_downsamples=3, hidden_dims=8, code_dims=8, num_res_blocks=1)
+    model = DiscreteVAE(
+        **settings, kl_weight=(6.6 / 192, 6.6 / 192, 1), balance_weight=0, reconstruction='logit_laplace',
+        reconstruction_weight=1.0,
+    )  # fmt: skip
+    view = torch.rand(3, 3, 32, 48) * 0.8 + 0.1
+    torch.manual_seed(5)
+    losses = model.loss(view)
+    assert {name for name in losses if 'loss' in name} == {'loss_reconstruction', 'loss_kl'}
+    torch.manual_seed(5)
+    logits = model.logits(view)
+    stats = model.stats(model.relax(logits, model.temperature[0]))
+    nats = logit_laplace_nll(stats, view).sum(dim=(1, 2, 3))
+    q = logits.softmax(dim=-1)
+    divergence = (q * (q * 32).log()).sum(dim=(1, 2, 3))
+    bound = ((nats + 6.6 * divergence) / (3 * 32 * 48)).mean()
+    assert (losses['loss_reconstruction'] + losses['loss_kl']).item() == pytest.approx(bound.item(), rel=1e-4)
+
+
+def test_a_dead_code_gets_half_of_a_busy_ones_cells():
+    model = DiscreteVAE(**SMALL)
+    view = views(8)
+    model.to_logits.bias.data[5:] = -1e4  # codes 5.. are never chosen
+    before = model.tokens(view)
+    counts = torch.bincount(before.flatten(), minlength=32)
+    dead = counts == 0
+    assert 0 < (counts > 3).sum() <= 5
+    parameters, rows = model.revive(dead, view, torch.Generator().manual_seed(0))
+    after = model.tokens(view)
+    assert len(rows) == (counts > 3).sum()
+    assert set(after.unique().tolist()) == set(before.unique().tolist()) | set(rows.tolist())
+    for row in rows.tolist():
+        parents = before[after == row].unique()
+        assert len(parents) == 1  # a new code takes from one only
+        share = (after == row).sum() / counts[parents[0]]
+        assert 0.15 < share < 0.85
+        assert torch.equal(model.codebook.weight[row], model.codebook.weight[parents[0]])
+    untouched = [i for i in range(32) if i not in rows.tolist()]
+    same = DiscreteVAE(**SMALL)
+    same.load_state_dict(model.state_dict())
+    assert len(parameters) == 3
+    model.revive(torch.zeros(32, dtype=torch.bool), view, torch.Generator())  # nobody is dead: nothing changes
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, same.state_dict()[key]), key
+    assert untouched
+
+
+def test_a_code_that_cannot_be_chosen_has_a_gradient():
+    """Its probability is zero in float32, and the logarithm of zero is no reason for NaN."""
+    model = DiscreteVAE(**SMALL, kl_weight=(0.1, 0.1, 1), balance_weight=0.1)
+    model.to_logits.bias.data[5:] = -1e4
+    losses = model.loss(views(4))
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_what_a_code_is_used_for_is_counted():
+    model = DiscreteVAE(**SMALL)
+    for batch in (views(4), views(2)):
+        model.loss(batch)
+    expected = torch.bincount(torch.cat([model.tokens(views(n)).flatten() for n in (4, 2)]), minlength=32)
+    assert torch.equal(model.code_counts, expected.float())
+
+
 def test_straight_through_is_one_hot_with_a_gradient():
     model = DiscreteVAE(**SMALL, straight_through=True)
     logits = torch.randn(2, 3, 3, 32, requires_grad=True)

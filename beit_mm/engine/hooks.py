@@ -1,10 +1,10 @@
-"""Hooks: progress on a terminal, and the start of a tokenizer's codes."""
+"""Hooks: progress on a terminal; the start of a tokenizer's codes, and a new start for those that died."""
 
 import logging
 import sys
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_reduce, broadcast, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -27,12 +27,65 @@ class CodebookInitHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if runner.iter > 0:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _model_of(runner)
         dataset = runner.train_dataloader.dataset
         views = [dataset[i]['tokens_view'] for i in range(min(self.num_images, len(dataset)))]
         batch = model.data_preprocessor(dict(tokens_view=torch.stack(views)), True)
         model.start_codes(batch['tokens_view'])
         runner.logger.info(f'{model.vocab_size} codes start from {len(views)} images')
+
+
+@HOOKS.register_module()
+class DeadCodesHook(Hook):
+    """Every `interval` steps: says how many codes of a DiscreteVAE are in use, and revives those that are not.
+
+    threshold: a code is dead that was chosen for less than this share of an average code's cells, on all ranks.
+    revive: False only reports. end: step after which none is revived, so that the last ones can settle.
+    """
+
+    def __init__(
+        self, interval: int = 1000, threshold: float = 0.01, revive: bool = True, end: int | None = None
+    ) -> None:
+        if interval < 1 or not 0 <= threshold < 1:
+            raise ValueError(
+                f'DeadCodesHook: interval={interval} must be 1 or more, threshold={threshold} a share in [0, 1)'
+            )
+        self.interval, self.threshold, self.revive, self.end = interval, threshold, revive, end
+
+    def before_train(self, runner: Runner) -> None:
+        if not hasattr(_model_of(runner), 'revive'):
+            raise ValueError(f'DeadCodesHook: {type(_model_of(runner)).__name__} counts no codes; a DiscreteVAE does')
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        model = _model_of(runner)
+        counts = model.code_counts.clone()
+        model.code_counts.zero_()
+        all_reduce(counts)
+        dead = counts < self.threshold * counts.mean()
+        step = runner.iter + 1
+        said = f'{int((counts > 0).sum())} of {len(counts)} codes were used in {self.interval} steps'
+        if dead.any() and self.revive and (self.end is None or step <= self.end):
+            view = model.data_preprocessor(data_batch, True)['tokens_view']
+            parameters, rows = model.revive(dead, view, torch.Generator().manual_seed(step))
+            for parameter in parameters:
+                broadcast(parameter.data)  # every rank has looked at images of its own
+                _forget(runner.optim_wrapper.optimizer, parameter, dead)
+            runner.logger.info(f'{said}; {len(rows)} of {int(dead.sum())} dead ones revived')
+        else:
+            runner.logger.info(f'{said}; {int(dead.sum())} are dead')
+
+
+def _forget(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, rows: torch.Tensor) -> None:
+    """Set the moments of some rows to zero: they belong to what stood there before."""
+    for moment in optimizer.state.get(parameter, {}).values():
+        if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+            moment[rows] = 0
+
+
+def _model_of(runner: Runner) -> torch.nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 @HOOKS.register_module()
@@ -84,4 +137,4 @@ class ProgressHook(Hook):
         self.silenced.clear()
 
 
-__all__ = ['CodebookInitHook', 'FitWeightsHook', 'PlainCheckpointHook', 'ProgressHook']
+__all__ = ['CodebookInitHook', 'DeadCodesHook', 'FitWeightsHook', 'PlainCheckpointHook', 'ProgressHook']

@@ -6,6 +6,7 @@ from .heads import PixelHead, TokenHead
 from .pretrain import MaskedImageModel
 from .pyramid import ViTPyramid
 from .targets import PixelTarget, TokenTarget
+from .unilm_vae import UnilmDiscreteVAE
 
 from . import dalle  # isort: skip  (registers DALLEEncoder and DALLEDecoder)
 
@@ -18,6 +19,7 @@ __all__ = [
     'PixelTarget',
     'TokenHead',
     'TokenTarget',
+    'UnilmDiscreteVAE',
     'ViTPyramid',
     'dalle',
 ]

@@ -66,10 +66,10 @@ def _groups(widths: list[int], num_blocks: int, kernels: list[int], between: nn.
     return groups
 
 
-class _Frozen(nn.Module):
+class Frozen(nn.Module):
     """A network that is never trained here: no gradients, always in eval mode."""
 
-    def _freeze(self) -> None:
+    def freeze(self) -> None:
         self.requires_grad_(False)
         self.eval()
 
@@ -78,7 +78,7 @@ class _Frozen(nn.Module):
 
 
 @MODELS.register_module(name='DALLEEncoder')
-class Encoder(_Frozen):
+class Encoder(Frozen):
     """(B, 3, H, W) in [0.1, 0.9], after `map_pixels`, -> logits (B, vocab_size, H / 8, W / 8)."""
 
     downsampling = 8
@@ -97,7 +97,7 @@ class Encoder(_Frozen):
                 ]
             )
         )
-        self._freeze()
+        self.freeze()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks(x)
@@ -108,7 +108,7 @@ class Encoder(_Frozen):
 
 
 @MODELS.register_module(name='DALLEDecoder')
-class Decoder(_Frozen):
+class Decoder(Frozen):
     """One-hot tokens (B, vocab_size, h, w) -> logit-Laplace statistics (B, 6, 8h, 8w): 3 means, 3 log scales."""
 
     def __init__(self, n_init: int = 128, n_hid: int = 256, vocab_size: int = 8192, n_blk_per_group: int = 2) -> None:
@@ -125,7 +125,7 @@ class Decoder(_Frozen):
                 ]
             )
         )
-        self._freeze()
+        self.freeze()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks(x)

@@ -20,6 +20,9 @@ from ..registry import MODELS
 
 CONFIDENCE = 3.0  # logits between the two nearest codes at the start, in units of their mean distance gap
 KMEANS_BATCH = 4096
+SMALLEST_SHARE = 1e-12  # of a code among the cells of a batch
+FEWEST_TO_SPLIT = 4  # cells of a code in a batch whose principal axis means something
+SPLIT_CONFIDENCE = 1.0  # logits between the halves of a split code, one standard deviation from its mean
 
 
 def cluster(features: torch.Tensor, num_codes: int) -> torch.Tensor:
@@ -158,6 +161,7 @@ class DiscreteVAE(Tokenizer):
             nn.ConvTranspose2d(hidden_dims, out_channels, 4, 2, 1),
         )
         self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
+        self.register_buffer('code_counts', torch.zeros(vocab_size))  # cells per code, since the last report
 
     def features(self, view: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, h, w, D), the input centred on zero."""
@@ -197,6 +201,32 @@ class DiscreteVAE(Tokenizer):
             spread = centres.std(dim=0).clamp_min(1e-6)
             self.codebook.weight.copy_((centres - centres.mean(dim=0)) / spread)
 
+    @torch.no_grad()
+    def revive(self, dead: torch.Tensor, view: torch.Tensor, generator: torch.Generator) -> tuple:
+        """Give dead codes, (K,) bool, half of the cells that busy codes have in this view.
+
+        A busy code's cells are cut in two along their first principal axis u, at their mean m: the dead code gets
+        the busy one's logit plus s u (z - m), which is SPLIT_CONFIDENCE at one standard deviation from the mean,
+        and its embedding. Returns (the parameters that changed, their rows): as many as there were codes to split.
+        """
+        features = self.features(view)
+        chosen = self.to_logits(features).argmax(dim=-1).flatten()
+        features = features.flatten(0, 2)
+        busy = torch.bincount(chosen, minlength=self.vocab_size).double()
+        busy[dead | (busy < FEWEST_TO_SPLIT)] = 0
+        rows = dead.nonzero().flatten()[: int((busy > 0).sum())]
+        if len(rows):
+            parents = torch.multinomial(busy.cpu(), len(rows), generator=generator).tolist()
+            for row, parent in zip(rows.tolist(), parents, strict=True):
+                cells = features[chosen == parent].float()
+                mean = cells.mean(dim=0)
+                _, spread, axes = torch.linalg.svd(cells - mean, full_matrices=False)
+                cut = axes[0] * (SPLIT_CONFIDENCE * len(cells) ** 0.5 / spread[0].clamp_min(1e-6))
+                self.to_logits.weight[row] = self.to_logits.weight[parent] + cut
+                self.to_logits.bias[row] = self.to_logits.bias[parent] - cut @ mean
+                self.codebook.weight[row] = self.codebook.weight[parent]
+        return (self.to_logits.weight, self.to_logits.bias, self.codebook.weight), rows
+
     def relax(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         """A Gumbel-softmax sample, one-hot forward if `straight_through`."""
         # In float32 whatever the logits are: bfloat16 has 256 steps in [0, 1).
@@ -220,15 +250,19 @@ class DiscreteVAE(Tokenizer):
         stats = self.stats(self.relax(logits, temperature))
         log_q = logits.log_softmax(dim=-1)
         q = log_q.exp()
-        mean_q = q.mean(dim=(0, 1, 2))
         losses = dict(loss_reconstruction=self.reconstruction_weight * self.reconstruction_loss(stats, view))
         kl = (q * log_q).sum(dim=-1).mean() + math.log(self.vocab_size)
         if kl_weight > 0:
             losses['loss_kl'] = kl_weight * kl
-        losses['loss_balance'] = self.balance_weight * (torch.xlogy(mean_q, mean_q).sum() + math.log(self.vocab_size))
+        if self.balance_weight > 0:
+            mean_q = q.mean(dim=(0, 1, 2))
+            # The logarithm of a share that has underflown to zero has no gradient
+            balance = (mean_q * mean_q.clamp_min(SMALLEST_SHARE).log()).sum() + math.log(self.vocab_size)
+            losses['loss_balance'] = self.balance_weight * balance
         self.num_updates += 1
         with torch.no_grad():
             counts = torch.bincount(logits.argmax(dim=-1).flatten(), minlength=self.vocab_size).float()
+            self.code_counts += counts
             share = counts / counts.sum()
             losses['reconstruction_error'] = (self._pixels(stats) - unmap_pixels(view)).abs().mean()
             losses['codebook_usage'] = (counts > 0).float().mean()

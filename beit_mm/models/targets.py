@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..checkpoints.load import CheckpointError, read, state_dict_of
+from ..checkpoints.tokenizers import tokenizer_weights
 from ..ops.pixels import patchify
 from ..registry import MODELS
 
@@ -31,9 +32,9 @@ def grid_of(tensor: torch.Tensor) -> str:
 class TokenTarget(nn.Module):
     """Visual tokens of the token view, by any tokenizer with `tokens(view)` and `vocab_size`.
 
-    tokenizer: config of a DALLEEncoder, DiscreteVAE or KMeansTokenizer.
-    checkpoint: its weights, a local file (a state dict, or a training checkpoint of beit_mm). None keeps
-        random weights, which is for tests.
+    tokenizer: config of a DALLEEncoder, DiscreteVAE, KMeansTokenizer or UnilmDiscreteVAE.
+    checkpoint: its weights: OpenAI's encoder.pkl, mmpretrain's dalle_encoder.pth, a FlavaImageCodebook, unilm's
+        pytorch_model.bin, or a training checkpoint of beit_mm. None keeps random weights, which is for tests.
     A batch that brings `tokens` (B, Gh, Gw), computed before, has no need of the tokenizer.
     Raises ValueError where the grids of tokens and patches, or the ids and the vocabulary, do not agree.
     """
@@ -43,13 +44,13 @@ class TokenTarget(nn.Module):
         # In a list the tokenizer is no submodule: not in state_dict(), parameters(), DDP or the optimizer.
         self._tokenizer = [MODELS.build(tokenizer).requires_grad_(False).eval()]
         if checkpoint:
-            weights = state_dict_of(read(checkpoint, map_location='cpu'))
+            own = self.tokenizer.state_dict()
             try:
-                self._tokenizer[0].load_state_dict(weights)
-            except RuntimeError as error:
-                raise CheckpointError(
-                    f'{checkpoint}: does not fit the tokenizer {tokenizer.get("type")} of this config. {error}'
-                ) from error
+                weights = tokenizer_weights(state_dict_of(read(checkpoint, map_location='cpu')), own, self.vocab_size)
+            except CheckpointError as error:
+                name = '' if str(error).startswith(str(checkpoint)) else f'{checkpoint}: '
+                raise CheckpointError(f'{name}{error} (the tokenizer is {tokenizer.get("type")})') from error
+            self.tokenizer.load_state_dict({**own, **weights})
 
     @property
     def tokenizer(self) -> nn.Module:
