@@ -38,25 +38,31 @@ def dall_e(monkeypatch):
 
     monkeypatch.setitem(sys.modules, 'dall_e', types.ModuleType('dall_e'))
     return SimpleNamespace(
-        Encoder=made('encoder', 'Encoder'), EncoderBlock=made('encoder', 'EncoderBlock'), Conv2d=made('utils', 'Conv2d')
+        Encoder=made('encoder', 'Encoder'),
+        EncoderBlock=made('encoder', 'EncoderBlock'),
+        Decoder=made('decoder', 'Decoder'),
+        DecoderBlock=made('decoder', 'DecoderBlock'),
+        Conv2d=made('utils', 'Conv2d'),
     )
 
 
-def pickled(ours, dall_e):
+def pickled(ours, dall_e, half='Encoder'):
     """Our module as OpenAI's classes would hold it: the same tree, of their classes and torch's."""
     if hasattr(ours, 'w'):
         module = dall_e.Conv2d()
         module.w, module.b, module.kw, module.use_float16 = ours.w, ours.b, ours.w.shape[-1], True
         return module
-    if type(ours).__name__ == 'Encoder':
-        module = dall_e.Encoder()
+    if type(ours).__name__ == half:
+        module = getattr(dall_e, half)()
     elif hasattr(ours, 'res_path'):
-        module = dall_e.EncoderBlock()
+        module = getattr(dall_e, f'{half}Block')()
+    elif isinstance(ours, nn.Upsample):
+        module = nn.Upsample(scale_factor=2, mode='nearest')
     else:
         module = type(ours)() if isinstance(ours, (nn.Sequential, nn.ReLU, nn.Identity)) else nn.MaxPool2d(2)
     module.device = torch.device('cpu')
     for name, child in ours.named_children():
-        module.add_module(name, pickled(child, dall_e))
+        module.add_module(name, pickled(child, dall_e, half))
     return module
 
 
@@ -66,6 +72,7 @@ def test_openais_pickle_is_read_without_its_package(tmp_path, dall_e, monkeypatc
     ours = Encoder(meta['n_hid'], meta['vocab_size'], meta['n_blk_per_group'])
     ours.load_state_dict(weights)
     torch.save(pickled(ours, dall_e), tmp_path / 'encoder.pkl')
+    torch.save(pickled(ours, dall_e), tmp_path / 'old.pkl', _use_new_zipfile_serialization=False)
     for name in [name for name in sys.modules if name.split('.')[0] == 'dall_e']:
         monkeypatch.delitem(sys.modules, name)
     found = read(tmp_path / 'encoder.pkl')
@@ -75,8 +82,23 @@ def test_openais_pickle_is_read_without_its_package(tmp_path, dall_e, monkeypatc
         dict(type='beit_mm.DALLEEncoder', **{k: meta[k] for k in ('n_hid', 'vocab_size', 'n_blk_per_group')}),
         checkpoint=str(tmp_path / 'encoder.pkl'),
     )
+    with pytest.raises(CheckpointError, match=r'old\.pkl: a whole module, pickled as before torch 1\.6'):
+        read(tmp_path / 'old.pkl')
     mask = torch.zeros_like(io['tokens'], dtype=torch.bool)
     assert torch.equal(target(dict(tokens_view=io['mapped'], mask=mask)), io['tokens'].flatten(1))
+
+
+def test_openais_decoder_too(tmp_path, dall_e, monkeypatch):
+    """decoder.pkl: the images painted from its weights are those of the module that was pickled."""
+    sizes = dict(n_init=8, n_hid=8, vocab_size=16, n_blk_per_group=1)
+    theirs, ours = Decoder(**sizes), Decoder(**sizes)
+    torch.save(pickled(theirs, dall_e, 'Decoder'), tmp_path / 'decoder.pkl')
+    for name in [name for name in sys.modules if name.split('.')[0] == 'dall_e']:
+        monkeypatch.delitem(sys.modules, name)
+    tokens = torch.randint(16, (2, 2, 3))
+    assert not torch.equal(ours.decode(tokens), theirs.decode(tokens))
+    ours.load_state_dict(read(tmp_path / 'decoder.pkl'))
+    assert torch.equal(ours.decode(tokens), theirs.decode(tokens))
 
 
 def test_code_beside_openais_classes_does_not_run(tmp_path, dall_e):

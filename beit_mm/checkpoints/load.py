@@ -136,6 +136,10 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
                 f'{path}: holds Python objects besides tensors ({found[1]}), and loading those could run code. '
                 f'If you know where the file comes from, allow it: --trust-checkpoint'
             ) from error
+        if 'persistent_load' in str(error):
+            raise CheckpointError(
+                f'{path}: a whole module, pickled as before torch 1.6; save its state_dict() with the package it needs'
+            ) from error
         raise CheckpointError(f'{path}: not a checkpoint, or damaged') from error
     except Exception as error:  # damaged bytes make torch raise IndexError, struct.error, AssertionError, ...
         said = (str(error).splitlines() or [''])[0]
