@@ -81,6 +81,23 @@ def mmcv_without_compiled_ops() -> str:
     return 'mmcv.ops imports; a compiled op raises when called'
 
 
+def mmpretrain_without_language_models() -> str:
+    """With transformers and pycocotools (mmdet needs it) installed, mmpretrain imports its language models, and
+    transformers 5 has moved what they inherit from: `mmpretrain.models` and `mmdet.models` die.
+    """
+    names = ('mmpretrain', 'transformers', 'pycocotools')
+    if 'mmpretrain.models' in sys.modules or any(importlib.util.find_spec(name) is None for name in names):
+        return ''
+    if int(importlib.metadata.version('transformers').partition('.')[0]) < 5:
+        return ''
+    from mmpretrain.utils import dependency
+
+    if not dependency.WITH_MULTIMODAL:
+        return ''
+    dependency.WITH_MULTIMODAL = False
+    return 'mmpretrain imports; its language models are left out, as they need transformers < 5'
+
+
 def configs_by_package() -> str:
     """`_base_='beit_mm::...'`: mmengine knows a closed list of packages, and marks what it inherits so with
     `_scope_='beit_mm'`, in which mmpretrain's and mmseg's types do not resolve. Put the file's own scope there.
@@ -163,6 +180,11 @@ class Workaround(NamedTuple):
 WORKAROUNDS = (
     Workaround(torchvision_without_compiled_ops, 'torchvision wheel for another build of torch', 'pytorch/vision#8985'),
     Workaround(mmcv_without_compiled_ops, 'mmseg 1.2.2 with mmcv-lite', 'open-mmlab/mmcv#3310'),
+    Workaround(
+        mmpretrain_without_language_models,
+        'mmpretrain 1.2.0 and mmdet with transformers 5',
+        'no issue; mmpretrain/models/multimodal/blip/language_model.py',
+    ),
     Workaround(configs_by_package, 'mmengine 0.10', 'no issue; mmengine/config/utils.py MODULE2PACKAGE'),
     Workaround(checkpoints_read_closed, 'mmengine 0.10 with torch >= 2.6', 'open-mmlab/mmengine#1655'),
     Workaround(checkpoints_written_whole, 'mmengine 0.10', 'no issue; mmengine/runner/checkpoint.py save_checkpoint'),

@@ -29,6 +29,8 @@ TAKEN_BY_BUILDER = frozenset({'type', '_scope_', '_delete_', 'init_cfg', 'conver
 TAKEN_BELOW = {'custom_hooks': 'priority', 'default_hooks': 'priority', 'policies': 'magnitude_key'}
 # {type: its argument in which `type` is a name of another library, or of a layer}
 NOT_REGISTERED_IN = {'Albu': 'transforms', 'Albumentations': 'transforms', 'LoRAModel': 'targets'}
+# Classes that hand what they do not know to another library: timm, Hugging Face
+FOR_ANOTHER_LIBRARY = frozenset({'TIMMBackbone', 'TimmClassifier', 'HuggingFaceClassifier'})
 FIELDS_OF = {
     'optim_wrapper': {'type', 'optimizer', 'constructor', 'paramwise_cfg', 'clip_grad', 'accumulative_counts', 'dtype'},
     'train_cfg': {'type', 'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval', 'dynamic_intervals'},
@@ -100,12 +102,17 @@ def check_config(config: Config, path: str | Path) -> None:
 
 
 def _check_pretrained(config: Config, path: str | Path) -> None:
-    """mmengine loads what happens to match, and of another project's file nothing does."""
+    """mmengine loads what happens to match, and of another project's file nothing does.
+
+    mmseg's segmentors hand `pretrained` to the backbone, and ours makes it fit.
+    """
     model = config.get('model') or {}
     start = model.get('init_cfg') or {}
     ours = str((model.get('backbone') or {}).get('type')).endswith('BEiTViT')
-    if ours and (model.get('pretrained') or (isinstance(start, dict) and start.get('type') == 'Pretrained')):
-        where = 'model.pretrained' if model.get('pretrained') else 'model.init_cfg'
+    segmentor = getattr(resolve(str(model.get('type')), config.get('default_scope')), '__module__', '')
+    pretrained = model.get('pretrained') and not segmentor.startswith('mmseg.')
+    if ours and (pretrained or (isinstance(start, dict) and start.get('type') == 'Pretrained')):
+        where = 'model.pretrained' if pretrained else 'model.init_cfg'
         raise ConfigError(
             f'{path}: {where} would load whatever happens to match, without a word about the rest. Write '
             f"load_from=FILE for the whole model, or model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
@@ -187,6 +194,8 @@ def _arguments(found) -> set[str] | None:
         parameters = inspect.signature(found).parameters.values()
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         return None if takes_all else {p.name for p in parameters}
+    if found.__name__ in FOR_ANOTHER_LIBRARY:
+        return None
     names: set[str] = set(getattr(found, 'also_takes', ()))
     for parent in inspect.getmro(found):
         if '__init__' not in vars(parent) or parent is object:

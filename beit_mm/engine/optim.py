@@ -21,7 +21,10 @@ from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 # Weight decay exceptions, as in official optim_factory.py: vectors (biases, norms, gammas, q_bias, v_bias) by
 # their shape, and these names. The mask token and relative position tables do decay (timm: not the tables).
 NEVER_DECAYED = ('pos_embed', 'cls_token')
-WAY_OUT = "use beit_mm.BEiTViT, one of mmpretrain's that has it, or a timm model; or set layer_decay_rate=1.0"
+WAY_OUT = (
+    "use beit_mm.BEiTViT, one of mmpretrain's that has it, or a timm model (with features_only=True also "
+    "feature_cls='getter'); or set layer_decay_rate=1.0"
+)
 
 
 class Rates(NamedTuple):

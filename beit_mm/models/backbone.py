@@ -195,7 +195,7 @@ class BEiTViT(BaseModule):
         self.ln1 = nn.LayerNorm(dim, eps=eps) if final_norm else None
         self.ln2 = nn.LayerNorm(dim, eps=eps) if out_type == 'avg_featmap' else None
 
-        self._register_load_state_dict_pre_hook(_drop_index_buffers)
+        self._register_load_state_dict_pre_hook(_fit_on_loading, with_module=True)
         self._initialise()
         self._freeze()
 
@@ -236,6 +236,8 @@ class BEiTViT(BaseModule):
 
     def _load_pretrained(self, checkpoint: str, prefix: str, partial: bool) -> None:
         """mmengine's `Pretrained` loads what happens to match; here all fits, or CheckpointError says why not."""
+        if not checkpoint:
+            raise CheckpointError(f'BEiTViT: init_cfg has {checkpoint=}: name a file, or set init_cfg=None')
         weights = state_dict_of(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'))
         try:
             weights, done = as_ours(weights, prefix)
@@ -393,7 +395,19 @@ def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[i
     return tuple(index % num_layers for index in wanted)
 
 
-def _drop_index_buffers(state_dict: dict, prefix: str, *_) -> None:
-    """Checkpoints of the other BEiTs store the index of relative positions; ours computes it."""
+def _fit_on_loading(backbone: BEiTViT, state_dict: dict, prefix: str, *_) -> None:
+    """Whoever loads, be it another project's Runner: a shared table goes to all blocks, tables and positions are
+    resized; the index of relative positions, which the other BEiTs store, goes, for ours is computed."""
     for key in [k for k in state_dict if k.startswith(prefix) and k.endswith('relative_position_index')]:
         del state_dict[key]
+    own = {f'{prefix}{key}': value for key, value in backbone.state_dict().items()}
+    given = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+    if all(key in own and value.shape == own[key].shape for key, value in given.items()):
+        return
+    try:
+        fitted, report = fit(given, own, backbone.own_grid, prefix, backbone.interpolate_mode)
+    except CheckpointError:
+        return  # what does not match is for the loader to name
+    state_dict.update({key: fitted[key] for key in report.expanded + report.resized})
+    if report.expanded:
+        state_dict.pop(f'{prefix}rel_pos_bias.relative_position_bias_table', None)

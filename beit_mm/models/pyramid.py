@@ -40,7 +40,7 @@ class ViTPyramid(BaseModule):
             if one.ndim != 4 or one.shape[1] != self.embed_dim:
                 raise ValueError(
                     f'ViTPyramid: embed_dim={self.embed_dim}, and a map of the backbone is {tuple(one.shape)}: '
-                    f"set its width here, and out_type='featmap' there"
+                    f"set its width here, and out_type='featmap' there (of timm's: features_only=True)"
                 )
         a, b, c, d = maps
         if self.num_down == 2:
