@@ -28,6 +28,7 @@ from beit_mm.ops.relative_position import resize_positions, resize_table
 ARCH = dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=96)
 SMALL = dict(arch=ARCH, img_size=64, patch_size=16)
 IMAGE = torch.linspace(-2, 2, 2 * 3 * 64 * 64).sin().view(2, 3, 64, 64)
+BEITS = [name for name in FORMATS if name != 'vit']  # see test_vit.py
 KINDS = ('classifier', 'classifier, absolute', 'masked', 'masked, absolute', 'segmentor')
 HEADS = dict(
     decode_head=dict(
@@ -114,7 +115,7 @@ def reloaded(kind: str, weights: dict) -> torch.Tensor:
     return output(fresh, kind)
 
 
-@pytest.mark.parametrize('target', FORMATS)
+@pytest.mark.parametrize('target', BEITS)
 @pytest.mark.parametrize('kind', KINDS)
 def test_there_and_back_is_bit_equal(kind, target):
     weights = ours(kind).state_dict()

@@ -19,6 +19,7 @@ from beit_mm.checkpoints import load
 from beit_mm.checkpoints.fit import fit
 from beit_mm.checkpoints.load import CheckpointError, read, sha256, state_dict_of, write
 from beit_mm.models.backbone import BEiTViT
+from beit_mm.models.targets import TokenTarget
 from beit_mm.ops.relative_position import resize_positions, resize_table
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
@@ -47,6 +48,23 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, monkeypatch, switch, legacy):
         read(path)
     with pytest.raises(CheckpointError):
         load_checkpoint(BEiTViT(ARCH, img_size=32), str(path))  # mmengine's own way in, and init_cfg's
+    assert not marker.exists()
+
+
+def test_code_never_runs_by_any_other_way_in(tmp_path, monkeypatch):
+    """init_cfg of a backbone, a tokenizer's checkpoint, a conversion; see test_slow.py for the tools."""
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    marker, path = tmp_path / 'ran', tmp_path / 'bad.pth'
+    torch.save(dict(state_dict={}, payload=Payload(marker)), path)
+    start = dict(type='Pretrained', checkpoint=str(path))
+    for way in (
+        lambda: BEiTViT(ARCH, img_size=32, init_cfg=start).init_weights(),
+        lambda: BEiTViT(ARCH, img_size=32, pretrained=str(path)).init_weights(),
+        lambda: TokenTarget(dict(type='beit_mm.KMeansTokenizer', vocab_size=4), str(path)),
+        lambda: load.convert_file(path, tmp_path / 'out.pth', None, 'unilm'),
+    ):
+        with pytest.raises(CheckpointError, match=r'bad\.pth: holds Python objects besides tensors'):
+            way()
     assert not marker.exists()
 
 

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from test_dvae import SMALL, views
+from test_tools import CLASSIFY, assert_mistake, call
 from torch.nn.parallel import DistributedDataParallel
+
+from beit_mm.models import DiscreteVAE
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = 'configs/pretrain/beit-mini-p8_pixels_1xb48-1500_embedded-64.py'
@@ -99,3 +103,59 @@ def test_two_ranks_have_the_gradient_of_one(tmp_path):
     for rank in (0, 1):
         for name, gradient in torch.load(tmp_path / f'2-{rank}.pt').items():
             torch.testing.assert_close(gradient, one[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}',)
+
+
+@pytest.mark.slow
+def test_no_door_runs_what_a_checkpoint_holds(tmp_path):
+    """Also under the switch that makes torch.load run it; and with --trust-checkpoint it is said what that means."""
+    marker, path = tmp_path / 'ran', tmp_path / 'bad.pth'
+    torch.save(dict(state_dict={}, payload=Payload(marker)), path)
+    work_dir = ['--work-dir', tmp_path / 'w']
+    for command in (
+        ['tools/train.py', CLASSIFY, '--load-from', path, *work_dir],
+        ['tools/train.py', CLASSIFY, '--resume', path, *work_dir],
+        ['tools/test.py', CLASSIFY, path, *work_dir],
+        ['tools/convert_checkpoint.py', path, tmp_path / 'out.pth', '--to', 'unilm'],
+    ):
+        returned = call(*command, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='1')
+        assert_mistake(returned, str(path), 'holds Python objects besides tensors (', 'allow it: --trust-checkpoint')
+        assert not marker.exists()
+    code, out, err = call(
+        'tools/convert_checkpoint.py', path, tmp_path / 'out.pth', '--to', 'unilm', '--trust-checkpoint'
+    )
+    assert code == 1  # there are no weights in it
+    assert 'runs whatever code it holds, with your rights' in out + err
+    assert marker.exists()
+    assert_mistake(call('tools/train.py', CLASSIFY, '--trust-checkpoint', *work_dir), 'and there is none')
+
+
+@pytest.mark.slow
+def test_reviving_dead_codes_keeps_more_of_them_in_use():
+    """64 codes, nothing that balances them: 17 are in use after 800 steps, 33 if the dead ones are revived (seed 1)."""
+    view, used = views(64), []
+    for revive in (False, True):
+        torch.manual_seed(1)
+        model = DiscreteVAE(**{**SMALL, 'vocab_size': 64}, temperature=(1.0, 0.1, 400), balance_weight=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for step in range(1, 801):
+            optimizer.param_groups[0]['lr'] = 3e-3 * min(1.0, (801 - step) / 300)
+            losses = model.loss(view)
+            optimizer.zero_grad()
+            sum(value for key, value in losses.items() if 'loss' in key).backward()
+            optimizer.step()
+            if revive and step % 50 == 0 and step <= 500:
+                dead = model.code_counts < 0.01 * model.code_counts.mean()
+                model.code_counts.zero_()
+                for parameter in model.revive(dead, view, torch.Generator().manual_seed(step))[0]:
+                    for moment in ('exp_avg', 'exp_avg_sq'):
+                        optimizer.state[parameter][moment][dead] = 0
+        used.append(len(model.tokens(view).unique()))
+    assert used[1] >= 1.3 * used[0], used

@@ -11,8 +11,8 @@ from beit_mm.engine.launch import door
 @door
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('source', type=Path, help='a .pth, .safetensors or .pdparams file')
-    parser.add_argument('destination', type=Path, help='.pth or .safetensors')
+    parser.add_argument('source', type=Path, help='a .pth, .safetensors, .pdparams or .npz file')
+    parser.add_argument('destination', type=Path, help='.pth or .safetensors; for passl .pdparams')
     parser.add_argument('--from', dest='form', default='auto', choices=['auto', *FORMATS], help='default: find out')
     parser.add_argument('--to', required=True, choices=list(FORMATS), help='the format to write')
     parser.add_argument(

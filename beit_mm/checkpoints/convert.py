@@ -1,4 +1,4 @@
-"""Converting the weights of a BEiT between seven projects' formats, through ours. The tables are in formats.py.
+"""Converting the weights of a BEiT between the formats of seven projects, through ours. The tables are in formats.py.
 
 python tools/convert_checkpoint.py SRC DST --to unilm
 """
@@ -130,6 +130,7 @@ def recognise(state_dict: Weights, source: str | None = None) -> tuple[Format, d
                 return _preferred(form, indexed, keys, source), table
             candidates.append((len(unknown), len(keys), form, unknown))
     number, total, form, unknown = min(candidates, key=lambda c: c[0])
+    form = _preferred(form, any(key.endswith(INDEX) for key in state_dict), set(state_dict), source)
     other = _other_format(unknown, form)
     if source and other and number > total / 2:
         raise CheckpointError(f'these are not names of {source} but of {other}: {few(sorted(unknown), SHOWN)}')
@@ -156,6 +157,8 @@ def _preferred(form: Format, indexed: bool, keys: set[str], source: str | None) 
         return form
     if form.name == 'beit_mm' and indexed:
         return FORMATS['mmseg' if any('decode_head' in key for key in keys) else 'mmpretrain']
+    if form.name in ('unilm', 'timm') and any(key.endswith('attn.qkv.bias') for key in keys):
+        return FORMATS['vit']  # a BEiT has biases for q and v only
     if form.name == 'unilm' and not indexed and any(TABLE in key for key in keys):
         return FORMATS['timm']
     return form

@@ -1,5 +1,8 @@
 """The names that seven projects give to the weights of one BEiT: tables {theirs: ours}, read in both directions.
 
+An eighth format is the plain vision transformer of DeiT, timm, DINO, MoCo v3 and MAE, which a BEiTViT with
+bias=True and variant='beit' equals.
+
 `{i}` stands for a number, `*` for `weight` or `bias`, `**` for anything. A format has one table per layout that its
 files come in; a file is of a layout when that knows every one of its keys.
 """
@@ -143,6 +146,8 @@ class Format:
     lacks: dict[str, bool] = field(default_factory=dict)
 
 
+OF_BEIT_ONLY = ('mask_token', 'rel_pos_bias.', 'blocks.{i}.gamma_', 'blocks.{i}.attn.q_', 'blocks.{i}.attn.v_')
+PLAIN = without(BACKBONE, *OF_BEIT_ONLY, 'blocks.{i}.attn.rel')
 UNILM_WHOLE = {**prefixed(BACKBONE, ''), **CLASS_HEADS}
 OWN_WHOLE = {**prefixed(OWN_BACKBONE, 'backbone.'), **OWN_HEADS, **SEGMENTATION_HEADS}
 FORMATS = {
@@ -172,6 +177,24 @@ FORMATS = {
             lacks={'backbone.pos_embed': False, 'backbone.mask_token': True, 'head.cls_head.*': True},
         ),
         Format('timm', (UNILM_WHOLE,), lacks={'backbone.mask_token': True, 'head.cls_head.*': True}),
+        Format(
+            'vit',
+            (
+                {**prefixed(PLAIN, ''), 'head.*': 'head.fc.*', 'pre_logits.fc.*': 'head.pre_logits.*'},
+                prefixed(PLAIN, 'backbone.'),  # DINO's full checkpoints
+                prefixed(PLAIN, 'base_encoder.', 'backbone.'),  # MoCo v3's
+            ),
+            ignored=(
+                'mask_token',  # MAE's is of its decoder
+                'decoder_**',
+                'backbone.head.**',  # projections, which were trained with the backbone and are of no use after
+                'head.mlp.**',
+                'head.last_layer.**',
+                'base_encoder.head.**',
+                'momentum_encoder.**',
+                'predictor.**',
+            ),
+        ),
         Format(
             'hf',
             (

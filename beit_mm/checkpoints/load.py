@@ -20,6 +20,7 @@ from safetensors.torch import save as serialise
 
 from .convert import ConversionReport, convert_state_dict
 from .errors import CheckpointError
+from .formats import Renaming
 
 
 class PickledModule:
@@ -122,6 +123,8 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
         raise CheckpointError(f'{path}: this is a web page, not weights; the download was answered by an error page')
     if path.suffix == '.pdparams':
         return _read_paddle(path)
+    if path.suffix == '.npz':
+        return _read_flax(path)
     if path.suffix == '.safetensors':
         try:
             return load_file(path, device=str(map_location or 'cpu'))
@@ -182,6 +185,61 @@ def _read_paddle(path: Path) -> dict[str, torch.Tensor]:
     return {key: torch.from_numpy(np.array(value)) for key, value in content.items() if isinstance(value, np.ndarray)}
 
 
+# Google's vision_transformer (Flax): {theirs: timm's}; {i} is the number of a block
+FLAX = {
+    'cls': 'cls_token',
+    'embedding': 'patch_embed.proj',
+    'Transformer/posembed_input/pos_embedding': 'pos_embed',
+    'Transformer/encoderblock_{i}/LayerNorm_0': 'blocks.{i}.norm1',
+    'Transformer/encoderblock_{i}/LayerNorm_2': 'blocks.{i}.norm2',
+    'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/query': 'blocks.{i}.attn.query',
+    'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/key': 'blocks.{i}.attn.key',
+    'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/value': 'blocks.{i}.attn.value',
+    'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/out': 'blocks.{i}.attn.proj',
+    'Transformer/encoderblock_{i}/MlpBlock_3/Dense_0': 'blocks.{i}.mlp.fc1',
+    'Transformer/encoderblock_{i}/MlpBlock_3/Dense_1': 'blocks.{i}.mlp.fc2',
+    'Transformer/encoder_norm': 'norm',
+    'pre_logits': 'pre_logits.fc',
+    'head': 'head',
+}
+FLAX_LEAVES = {'kernel': '.weight', 'scale': '.weight', 'bias': '.bias'}
+
+
+def _read_flax(path: Path) -> dict[str, torch.Tensor]:
+    """The .npz of a supervised ViT (Google's vision_transformer, AugReg), under timm's names and in torch's layout."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: torch.from_numpy(archive[key].astype(np.float32)) for key in archive.files}
+    except Exception as error:  # damaged bytes make NumPy raise BadZipFile, EOFError, KeyError, ...
+        raise CheckpointError(f'{path}: not a readable .npz file of arrays ({error})') from error
+    rename, weights = Renaming(FLAX), {}
+    for key, value in arrays.items():
+        stem, _, leaf = key.removeprefix('opt/target/').rpartition('/')
+        whole = rename(key.removeprefix('opt/target/'))  # those without a leaf
+        name = whole or (rename(stem) or '') + FLAX_LEAVES.get(leaf, '')
+        if not whole and (rename(stem) is None or leaf not in FLAX_LEAVES):
+            raise CheckpointError(f'{path}: {key} is of no plain vision transformer of vision_transformer')
+        weights[name] = _in_torch(name, value) if leaf in FLAX_LEAVES else value
+    for name in [name for name in weights if name.endswith(('.query.weight', '.query.bias'))]:
+        parts = [name.replace('.query.', f'.{part}.') for part in ('query', 'key', 'value')]
+        if missing := [part for part in parts if part not in weights]:
+            raise CheckpointError(f'{path}: {missing[0]} is missing')
+        weights[name.replace('.query.', '.qkv.')] = torch.cat([weights.pop(part) for part in parts])
+    return weights
+
+
+def _in_torch(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Flax's layout of a kernel or bias, (in, heads, dim), (heads, dim, out), (h, w, in, out), in torch's."""
+    heads_come = name.endswith(('query.weight', 'key.weight', 'value.weight'))
+    if value.ndim == 4:
+        return value.permute(3, 2, 0, 1).contiguous()
+    if name.endswith('.bias'):
+        return value.flatten()
+    if value.ndim == 3:
+        value = value.flatten(1) if heads_come else value.flatten(0, 1)
+    return value.T.contiguous() if value.ndim == 2 else value
+
+
 def _into_place(path: Path, put: Callable[[IO[bytes]], object]) -> None:
     """Write so that the name only ever holds a complete file: temporary file, sync, rename."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -240,7 +298,7 @@ def sha256(filename: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-WEIGHTS = ('state_dict', 'model', 'module', 'weights')  # under which a checkpoint has them
+WEIGHTS = ('state_dict', 'model', 'module', 'weights', 'teacher')  # under which a checkpoint has them; DINO has two
 
 
 def state_dict_of(checkpoint: dict) -> dict[str, torch.Tensor]:
