@@ -217,6 +217,21 @@ def test_a_part_is_loaded_if_asked_for(caplog):
         )
 
 
+@pytest.mark.parametrize('reinit', [(), 'head.', ('head.', 'neck.')])
+def test_a_head_that_would_fit_starts_anew_if_its_name_is_given(reinit, caplog):
+    """Another data set with as many classes: the old head is no use."""
+    models = [Model(), Model()]
+    for model in models:
+        model.head = nn.Linear(32, 5)
+    checkpoint = dict(state_dict=models[0].state_dict())
+    with caplog.at_level(logging.INFO, logger='test'):
+        FitWeightsHook(reinit=reinit).after_load_checkpoint(fake_runner(models[1]), checkpoint)
+    models[1].load_state_dict(checkpoint['state_dict'], strict=False)
+    assert torch.equal(models[0].head.weight, models[1].head.weight) == (not reinit)
+    assert torch.equal(models[0].backbone.cls_token, models[1].backbone.cls_token)
+    assert ('2 missing (head.weight, head.bias), 2 dropped (head.weight, head.bias)' in caplog.text) == bool(reinit)
+
+
 def test_load_from_fits_or_refuses():
     pretrained, tuned = Model(use_rel_pos_bias=False, use_shared_rel_pos_bias=True), Model(img_size=96)
     nn.init.ones_(pretrained.backbone.rel_pos_bias.relative_position_bias_table)

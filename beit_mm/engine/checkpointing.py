@@ -4,6 +4,7 @@ import functools
 import logging
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -179,13 +180,15 @@ TO_EVALUATE = ('mean', 'std', 'pooling', 'crop_ratio', 'interpolation')
 class FitWeightsHook(Hook):
     """Makes `load_from` fit or refuse: tables expanded and resized, heads by name, nothing lost silently.
 
-    partial: what does not fit keeps its initial value, and is named. Resuming takes what was saved, whole, or refuses.
+    partial: what does not fit keeps its initial value, and is named. reinit: starts of the names of weights that are
+    not taken although they would fit, such as `head.`. Resuming takes what was saved, whole, or refuses.
     """
 
     priority = 'HIGH'  # before mmengine's EMAHook, which copies the weights and stumbles over another head
 
-    def __init__(self, partial: bool = False) -> None:
+    def __init__(self, partial: bool = False, reinit: Sequence[str] = ()) -> None:
         self.partial = partial
+        self.reinit = (reinit,) if isinstance(reinit, str) else tuple(reinit)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -197,6 +200,8 @@ class FitWeightsHook(Hook):
             return
         try:
             weights, done = as_ours(state_dict_of(checkpoint))
+            left = [key for key in weights if self.reinit and key.startswith(self.reinit)]
+            weights = {key: value for key, value in weights.items() if key not in left}
             fitted, report = fit(
                 weights,
                 model.state_dict(),
@@ -206,6 +211,7 @@ class FitWeightsHook(Hook):
             )
         except CheckpointError as error:
             raise CheckpointError(f'{runner._load_from}: {error}') from error
+        report.dropped += left
         print_log(f'{runner._load_from}: {done}{report}', logger=runner.logger, level=report.level)
         for key in WEIGHTS:
             checkpoint.pop(key, None)
