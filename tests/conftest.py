@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 import beit_mm.data
 import beit_mm.engine
@@ -17,3 +18,9 @@ def _in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_pretty_printing(monkeypatch):
+    """mmengine formats every config four times for its logs: most of the time that a short training would take."""
+    monkeypatch.setattr(Config, 'pretty_text', property(lambda config: repr(config.to_dict())))

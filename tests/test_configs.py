@@ -15,6 +15,7 @@ from beit_mm.data.export import export
 from beit_mm.engine.configs import load_config
 from beit_mm.engine.launch import run
 
+pytestmark = pytest.mark.usefixtures('no_pretty_printing')
 ROOT = Path(__file__).parents[1]
 LEAVES = sorted(
     p.relative_to(ROOT) for p in (ROOT / 'configs').glob('*/*.py') if p.parent.name not in ('_base_', 'suites')

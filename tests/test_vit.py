@@ -16,6 +16,7 @@ from beit_mm.engine.configs import load_config
 from beit_mm.engine.launch import run
 from beit_mm.models import BEiTViT
 
+pytestmark = pytest.mark.usefixtures('no_pretty_printing')
 RECIPES = [
     'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py',
     'configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py',

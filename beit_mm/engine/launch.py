@@ -179,7 +179,7 @@ def _load_whole(runner: Runner, checkpoint: str) -> None:
     content = read(checkpoint, map_location='cpu')
     warn_of_preprocessing(content.get('meta') or {}, runner.cfg, checkpoint, TO_EVALUATE)
     weights = state_dict_of(content)
-    if hasattr(runner.model, 'backbone'):
+    if hasattr(getattr(runner.model, 'backbone', None), 'own_grid'):  # ours; what is not is loaded as it is
         try:
             weights, _ = as_ours(weights)
         except CheckpointError as error:
