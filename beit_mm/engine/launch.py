@@ -168,29 +168,31 @@ def evaluate(config: Config, checkpoint: str, **wishes) -> tuple[Runner, dict[st
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     config.visualizer = None
     runner = Runner.from_cfg(config)
-    _load_whole(runner, checkpoint)
+    load_whole(runner.model, config, checkpoint)
+    runner.cfg.load_from = runner._load_from = None
+    runner._has_loaded = True
     started = time.perf_counter()
     metrics = {name: float(value) for name, value in runner.test().items()}
     return runner, metrics, time.perf_counter() - started
 
 
-def _load_whole(runner: Runner, checkpoint: str) -> None:
-    """A test on a half-loaded model is no test: missing or unexpected keys are an error."""
+def load_whole(model: torch.nn.Module, config: Config, checkpoint: str) -> dict:
+    """A test on a half-loaded model is no test: missing or unexpected keys are an error. Returns the file's `meta`."""
     content = read(checkpoint, map_location='cpu')
-    warn_of_preprocessing(content.get('meta') or {}, runner.cfg, checkpoint, TO_EVALUATE)
+    meta = content.get('meta') or {}
+    warn_of_preprocessing(meta, config, checkpoint, TO_EVALUATE)
     weights = state_dict_of(content)
-    if hasattr(getattr(runner.model, 'backbone', None), 'own_grid'):  # ours; what is not is loaded as it is
+    if hasattr(getattr(model, 'backbone', None), 'own_grid'):  # ours; what is not is loaded as it is
         try:
             weights, _ = as_ours(weights)
         except CheckpointError as error:
             raise CheckpointError(f'{checkpoint}: {error}') from error
     try:
-        runner.model.load_state_dict(weights)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         first = [line.strip() for line in str(error).splitlines()[1:4]]
         raise CheckpointError(f'{checkpoint}: does not fit the model of this config: {" ".join(first)}') from error
-    runner.cfg.load_from = runner._load_from = None
-    runner._has_loaded = True
+    return meta
 
 
 def _write_traceback(text: str) -> str:
