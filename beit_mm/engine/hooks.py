@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..registry import HOOKS
 from .checkpointing import FitWeightsHook, PlainCheckpointHook
+from .unreadable import UnreadableImagesHook
 
 SHOWN = ('loss', 'masked_accuracy', 'perplexity', 'reconstruction_error')
 
@@ -137,4 +138,11 @@ class ProgressHook(Hook):
         self.silenced.clear()
 
 
-__all__ = ['CodebookInitHook', 'DeadCodesHook', 'FitWeightsHook', 'PlainCheckpointHook', 'ProgressHook']
+__all__ = [
+    'CodebookInitHook',
+    'DeadCodesHook',
+    'FitWeightsHook',
+    'PlainCheckpointHook',
+    'ProgressHook',
+    'UnreadableImagesHook',
+]

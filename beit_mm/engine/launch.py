@@ -28,6 +28,7 @@ SAFETY_HOOKS = [
     dict(type='beit_mm.PlainCheckpointHook'),
     dict(type='beit_mm.FitWeightsHook'),
     dict(type='beit_mm.ProgressHook'),
+    dict(type='beit_mm.UnreadableImagesHook'),
 ]
 
 

@@ -1,0 +1,192 @@
+"""Images that lie as files: ImageNet in its layouts, any folder with or without labels, list files."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mmengine import fileio
+from mmpretrain.datasets import CustomDataset
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+from mmpretrain.datasets.custom import find_folders, get_samples
+from timm.data import ImageNetInfo
+
+from ..registry import DATASETS
+from .loading import EXTENSIONS
+from .sampling import Draw
+
+SYNSET = re.compile(r'n\d{8}')
+MOST_IN_A_ROW = 100  # unreadable images: then it is not the files
+
+
+class ListError(ValueError):
+    """A line of a list file that cannot be meant; the message has file, line and value."""
+
+
+class Entry(NamedTuple):
+    """One line of a list file; label None where there is none."""
+
+    line: int
+    path: str
+    label: int | None
+
+
+def imagenet_synsets() -> list[str]:
+    """The 1,000 synset ids of ILSVRC 2012 in the order that weights and leaderboards mean: sorted."""
+    return ImageNetInfo('imagenet-1k').label_names()
+
+
+def read_list(file: str | Path, with_label: bool = True, num_classes: int | None = None) -> Iterator[Entry]:
+    """The entries of a list file, one image a line: `path label`, separated by the last blank or tab, or `path` alone.
+
+    Without labels both are taken, so that one file serves classification and masked image modeling. Empty lines are
+    passed over. Raises ListError for a line without a label and for a label outside 0..num_classes-1.
+    """
+    for number, line in enumerate(fileio.get_text(file).splitlines(), start=1):
+        text = line.strip()
+        if not text:
+            continue
+        path, _, last = text.replace('\t', ' ').rpartition(' ')
+        is_label = bool(path) and last.lstrip('-').isdigit()
+        if not with_label:
+            yield Entry(number, text[: -len(last)].rstrip() if is_label else text, int(last) if is_label else None)
+            continue
+        if not is_label:
+            raise ListError(
+                f'{file}, line {number}: {text!r} has no label; write `path label` with an integer, or set '
+                f'with_label=False'
+            )
+        label = int(last)
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            hint = ': do they start at 1?' if label == num_classes else ''
+            raise ListError(
+                f'{file}, line {number}: label {label} is outside 0..{"" if num_classes is None else num_classes - 1}'
+                f'{hint}'
+            )
+        yield Entry(number, text[: -len(last)].rstrip(), label)
+
+
+def labels_of_folders(folders: Sequence[str], classes: Sequence[str] | None, where: str) -> dict[str, int]:
+    """{folder: label}: its place in `classes` where those are folder names, else its place in sorted order."""
+    if classes is None:
+        return {name: label for label, name in enumerate(folders)}
+    place = {name: label for label, name in enumerate(classes)}
+    if all(name in place for name in folders):
+        return {name: place[name] for name in folders}
+    if len(classes) != len(folders):
+        stray = [name for name in folders if name not in place][:3]
+        raise ValueError(
+            f'{where}: has {len(folders)} class folders, and {len(classes)} classes were given; {", ".join(stray)} '
+            f'is none of them'
+        )
+    return {name: label for label, name in enumerate(folders)}
+
+
+@DATASETS.register_module()
+class ImageList(CustomDataset):
+    """Images of folders or of a list file; samples hold img_path and, with labels, gt_label.
+
+    split: 'train' means data_prefix='train', and ann_file='meta/train.txt' where that file exists, as in mmpretrain's
+        ImageNet. Without it give data_prefix or ann_file, both below data_root.
+    Without ann_file: data_prefix/<class>/**/<image>; labels are places in the sorted folder names, or in `classes` if
+        those are folder names (so a validation set that lacks a class keeps its labels). The 1,000 synsets of ILSVRC
+        get their English names. with_label=False takes every image below data_prefix, whatever the folders.
+    With ann_file: see `read_list`. num_classes (default: that of `classes`) bounds the labels.
+    allow_empty: a class folder without images is otherwise an error.
+
+    An image that `LoadImage(on_error='skip')` cannot read is replaced by the next of the list that can be read, the
+    same one in every run; in test_mode it is an error.
+    """
+
+    def __init__(
+        self,
+        data_root: str = '',
+        split: str = '',
+        data_prefix: str | dict = '',
+        ann_file: str = '',
+        with_label: bool = True,
+        extensions: Sequence[str] = EXTENSIONS,
+        num_classes: int | None = None,
+        allow_empty: bool = False,
+        **kwargs,
+    ) -> None:
+        self.num_classes, self.allow_empty = num_classes, allow_empty
+        if split:
+            data_prefix = data_prefix or split
+            meta = fileio.join_path(data_root, 'meta', f'{split}.txt')
+            if not ann_file and fileio.exists(meta):
+                ann_file = fileio.join_path('meta', f'{split}.txt')
+        if not (data_root or data_prefix or ann_file):
+            raise ValueError('ImageList: say where the images are: data_root, data_prefix or ann_file')
+        super().__init__(
+            data_root=data_root,
+            data_prefix=data_prefix,
+            ann_file=ann_file,
+            with_label=with_label,
+            extensions=extensions,
+            **kwargs,
+        )
+
+    def load_data_list(self) -> list[dict]:
+        backend = fileio.get_file_backend(self.img_prefix or '.')
+        if self.ann_file and not fileio.exists(self.ann_file):
+            raise FileNotFoundError(f'{self.ann_file}: there is no such list file')
+        if self.img_prefix and not backend.isdir(self.img_prefix):
+            raise FileNotFoundError(
+                f'{self.img_prefix}: there is no such folder of images (data_root={self.data_root!r}). To check a '
+                f'whole data set: python tools/prepare_data.py verify'
+            )
+        pairs = self._from_list() if self.ann_file else self._find_samples()
+        samples = []
+        for path, label in pairs:
+            sample = dict(img_path=backend.join_path(self.img_prefix, path) if self.img_prefix else path)
+            if self.with_label:
+                sample['gt_label'] = label
+            samples.append(sample)
+        if not samples:
+            raise FileNotFoundError(
+                f'{self.ann_file or self.img_prefix}: no image in it (of {", ".join(sorted(self.extensions))})'
+            )
+        return samples
+
+    def _from_list(self) -> Iterator[tuple[str, int | None]]:
+        count = self.num_classes or (len(self.CLASSES) if self.CLASSES is not None else None)
+        for entry in read_list(self.ann_file, self.with_label, count):
+            yield entry.path, entry.label
+
+    def _find_samples(self) -> list[tuple[str, int | None]]:
+        if not self.with_label:
+            return [(name, None) for name in get_samples(self.img_prefix, None, self.is_valid_file)[0]]
+        folders, _ = find_folders(self.img_prefix)
+        if not folders:
+            raise FileNotFoundError(
+                f'{self.img_prefix}: has no class folders. For images without labels: with_label=False; for labels in '
+                f'a file: ann_file'
+            )
+        self.folder_to_idx = labels_of_folders(folders, self.CLASSES, self.img_prefix)
+        if self.num_classes not in (None, len(self.CLASSES or folders)):
+            raise ValueError(f'{self.img_prefix}: has {len(folders)} class folders, num_classes={self.num_classes}')
+        if self.CLASSES is None:
+            known = folders == imagenet_synsets()
+            self._metainfo['classes'] = tuple(IMAGENET_CATEGORIES if known else folders)
+        samples, empty = get_samples(self.img_prefix, self.folder_to_idx, self.is_valid_file)
+        if empty and not self.allow_empty:
+            names = sorted(empty)
+            raise ValueError(
+                f'{self.img_prefix}: no image in the class folder{"s" if len(names) > 1 else ""} '
+                f'{", ".join(names[:5])}{f" and {len(names) - 5} more" if len(names) > 5 else ""}; fill or remove '
+                f'them, or set allow_empty=True'
+            )
+        return samples
+
+    def __getitem__(self, idx: int) -> dict:
+        first = None
+        for step in range(min(MOST_IN_A_ROW, len(self))):
+            place = (int(idx) + step) % len(self)
+            data = self.prepare_data(Draw(place, idx.key) if isinstance(idx, Draw) else place)
+            if data is not None:
+                return data
+            first = first or self.get_data_info(place)['img_path']
+            if self.test_mode:
+                raise ValueError(f'{first}: cannot be read (its reason is in the log), and a test leaves no image out')
+        raise ValueError(f'{first}: cannot be read, nor the {step} images after it')
