@@ -1,16 +1,19 @@
-"""Every shipped config is loaded, checked, built and trained for two steps, evaluated, and resumed for one more."""
+"""Every shipped config is loaded, checked, built, trained for two steps and evaluated; and some are resumed."""
 
 import ast
 import copy
 import json
+import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scenes import on_scenes
 
 from beit_mm.checkpoints.load import read
+from beit_mm.data.datasets import CIFAR10, CIFAR100
 from beit_mm.data.export import export
 from beit_mm.engine.configs import load_config
 from beit_mm.engine.launch import run
@@ -21,18 +24,26 @@ LEAVES = sorted(
     p.relative_to(ROOT) for p in (ROOT / 'configs').glob('*/*.py') if p.parent.name not in ('_base_', 'suites')
 )
 TINY = {
-    'train_cfg.max_iters': 2,
-    'train_cfg.val_interval': 2,
     'train_dataloader.batch_size': 4,
-    'default_hooks.checkpoint.interval': 2,
+    'default_hooks.checkpoint.interval': 1,
     'default_hooks.logger.interval': 1,
     'visualizer.vis_backends': [{'type': 'LocalVisBackend'}],
 }
 
 
 # What makes a model small, by its type
-SMALL = {'beit_mm.DiscreteVAE': {'vocab_size': 64, 'hidden_dims': 16, 'code_dims': 16}}
+SMALL = {
+    'beit_mm.DiscreteVAE': {'vocab_size': 64, 'hidden_dims': 16, 'code_dims': 16},
+    'beit_mm.BEiTViT': {'arch': dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48, _delete_=True)},
+    'beit_mm.TokenHead': {'embed_dims': 24},
+    'beit_mm.PixelHead': {'embed_dims': 24},
+    'LinearClsHead': {'in_channels': 24},
+}
+SMALL_TOKENIZER = {'beit_mm.DALLEEncoder': {'n_hid': 4}, 'beit_mm.DiscreteVAE': {'hidden_dims': 8, 'code_dims': 8}}
 HOOKS = {'beit_mm.CodebookInitHook': {'num_images': 8}, 'beit_mm.DeadCodesHook': {'interval': 2, 'revive': True}}
+
+
+RESUMED = ['beit-plus-base-p16_dalle_16xb128-300e_in1k-224', 'beit-base-p16_ft_8xb128-100e_in1k-224']  # by epochs
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +51,23 @@ def folders(tmp_path_factory) -> Path:
     """data/ as the configs expect it below the working directory, filled with embedded scenes."""
     root = tmp_path_factory.mktemp('data')
     export(root / 'imagenet', 'imagefolder', train=8, val=4, size=48)
+    (root / 'imagenet22k').symlink_to(root / 'imagenet' / 'train')
+    for kind in (CIFAR10, CIFAR100):
+        write_cifar(root / 'cifar' / kind.FOLDER, kind)
     return root
+
+
+def write_cifar(folder: Path, kind: type) -> None:
+    """Two steps of four images, of as many classes as CIFAR has, under its names and keys."""
+    folder.mkdir(parents=True)
+    count = {CIFAR10: 10, CIFAR100: 100}[kind]
+    images = 8 // len(kind.FILES['train']) + 1
+    for i, name in enumerate([*kind.FILES['train'], *kind.FILES['test']]):
+        pixels = np.random.default_rng(i).integers(0, 256, (images, 3072), dtype=np.uint8)
+        labels = [(i + 7 * j) % count for j in range(images)]
+        (folder / name).write_bytes(pickle.dumps({'data': pixels, kind.LABELS: labels}, protocol=2))
+    name, key = kind.META
+    (folder / name).write_bytes(pickle.dumps({key: [f'class {i}' for i in range(count)]}, protocol=2))
 
 
 def tiny(path: Path, folders: Path) -> dict:
@@ -48,6 +75,15 @@ def tiny(path: Path, folders: Path) -> dict:
     if '::' in path.read_text():  # it inherits from another project
         return on_scenes(config)
     options = dict(TINY)
+    if config.train_cfg.get('max_epochs') or config.train_cfg.get('by_epoch'):
+        options['train_cfg.max_epochs'] = 1  # of two steps
+    else:
+        options['train_cfg.max_iters'] = 2
+        options['default_hooks.checkpoint.interval'] = 2
+    if config.get('val_dataloader') is not None:
+        options['train_cfg.val_interval'] = options.get('train_cfg.max_iters', 1)
+    if config.get('load_from'):
+        options['load_from'] = None
     for name, length in (('train_dataloader', 8), ('val_dataloader', 4)):
         if config.get(name) is None:
             continue
@@ -56,9 +92,19 @@ def tiny(path: Path, folders: Path) -> dict:
         options[f'{name}.persistent_workers'] = False
         if 'data_root' in config[name].dataset:
             options[f'{name}.dataset.data_root'] = str(folders / Path(config[name].dataset.data_root).name)
+            if 'CIFAR' in config[name].dataset.type:
+                options[f'{name}.dataset.md5s'] = {}
         else:
             options[f'{name}.dataset.length'] = length
-    options.update({f'model.{key}': value for key, value in SMALL.get(config.model.type, {}).items()})
+    real = 'embedded' not in path.stem  # what is made for the embedded images is small as it is
+    if real:
+        model = config.model
+        for where, part in {'': model, '.backbone': model.get('backbone'), '.head': model.get('head')}.items():
+            small = SMALL.get((part or {}).get('type'), {})
+            options.update({f'model{where}.{key}': value for key, value in small.items()})
+        tokenizer = (config.model.get('target') or {}).get('tokenizer') or {}
+        small = SMALL_TOKENIZER.get(tokenizer.get('type'), {})
+        options.update({f'model.target.tokenizer.{key}': value for key, value in small.items()})
     for i, hook in enumerate(config.get('custom_hooks') or []):
         options.update({f'custom_hooks.{i}.{key}': value for key, value in HOOKS.get(hook.type, {}).items()})
     if config.model.get('target', {}).get('checkpoint'):
@@ -75,13 +121,18 @@ def test_trains_evaluates_and_resumes(path, tmp_path, folders):
     assert len(losses) == 2
     assert all(torch.isfinite(torch.tensor(loss)) for loss in losses)
     assert runner.iter == 2
-    meta = read(tmp_path / 'iter_2.pth')['meta']  # weights_only=True: nothing but tensors and plain types
+    evaluated = [line for line in lines if 'loss' not in line]
+    assert bool(evaluated) == (runner.cfg.get('val_dataloader') is not None), lines
+    last = (tmp_path / 'last_checkpoint').read_text()
+    meta = read(last)['meta']  # weights_only=True: nothing but tensors and plain types
     assert meta['seed'] == 0
     assert meta['beit_mm']['revision']['version']
-
-    options['train_cfg.max_iters'] = 3
+    if 'embedded' not in path.stem and path.stem not in RESUMED:
+        return
+    counted = 'train_cfg.max_iters' if 'iter_' in last else 'train_cfg.max_epochs'
+    options[counted] = options[counted] + 1 if counted in options else 3
     resumed = run(load_config(path, options), work_dir=str(tmp_path), resume='auto', seed=0)
-    assert resumed.iter == 3
+    assert resumed.iter == (3 if counted.endswith('iters') else 4)
     assert resumed._resume
 
 

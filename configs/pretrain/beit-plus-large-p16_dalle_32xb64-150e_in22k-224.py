@@ -1,0 +1,39 @@
+"""`beit_plus` large on ImageNet-22K with DALL-E's tokens, 150 epochs: the models of Tables 6 and 7 start here; there is
+no official command for large.
+
+    python tools/train.py configs/pretrain/beit-plus-large-p16_dalle_32xb64-150e_in22k-224.py
+    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch --amp
+
+data/imagenet22k holds one folder per class, whose names are not read: 14,197,122 images are 6,932 steps of 2,048 an
+epoch. The official release beit_large_patch16_224_pt22k is this model. Differs from its base in the data, the length,
+10,000 steps of warm-up, the normalisation (0.5, 0.5 as the official command's, the size, the gradient clip), and that
+nothing is evaluated.
+"""
+
+_base_ = ['beit-base-p16_dalle_16xb128-300e_in1k-224.py']
+
+iterations = 150 * 6932
+model = dict(
+    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
+    backbone=dict(arch='large', variant='beit_plus'),
+    head=dict(embed_dims=1024),
+)
+optim_wrapper = dict(clip_grad=dict(max_norm=1.0))
+train_dataloader = dict(
+    batch_size=64,
+    sampler=dict(type='beit_mm.SeededInfiniteSampler', shuffle=True),
+    dataset=dict(data_root='data/imagenet22k', data_prefix=''),
+)
+val_dataloader = None
+val_evaluator = None
+val_cfg = None
+test_dataloader = None
+test_evaluator = None
+test_cfg = None
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-8, by_epoch=False, begin=0, end=10_000),
+    dict(type='CosineAnnealingLR', eta_min_ratio=1e-5 / 1.5e-3, by_epoch=False, begin=10_000, end=iterations),
+]
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=iterations)
+default_hooks = dict(checkpoint=dict(interval=7000, by_epoch=False), logger=dict(log_metric_by_epoch=False))
+log_processor = dict(by_epoch=False)
