@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 
 from ..checkpoints.fit import as_ours
 from ..checkpoints.load import CheckpointError, read, state_dict_of, trust
+from ..compat import CONFIG_ROOT
 from .amp import with_amp
 from .checkpointing import TO_EVALUATE, latest_checkpoint, warn_of_preprocessing
 from .configs import ConfigError
@@ -81,7 +82,10 @@ def prepare(
     if trust_checkpoint:
         trust(config.load_from)
     if config.get('load_from'):
-        read(config.load_from, map_location='cpu')  # its errors belong before the model is built
+        try:
+            read(config.load_from, map_location='cpu')  # its errors belong before the model is built
+        except CheckpointError as error:
+            raise CheckpointError(f'{error}{made_by(config.load_from)}') from error
     if amp:
         config.optim_wrapper = with_amp(config.optim_wrapper, amp)
     if no_validate:
@@ -96,6 +100,15 @@ def prepare(
     if partial_load:
         next(h for h in config.custom_hooks if h['type'] == 'beit_mm.FitWeightsHook')['partial'] = True
     return config
+
+
+def made_by(checkpoint: str) -> str:
+    """For a missing work_dirs/<config>/... of one of our configs: the command that leaves it; else nothing."""
+    path = Path(checkpoint)
+    configs = sorted(CONFIG_ROOT.glob(f'*/{path.parent.name}.py'))
+    if path.is_file() or not configs:
+        return ''
+    return f'. It is what this leaves: python tools/train.py configs/{configs[0].relative_to(CONFIG_ROOT)}'
 
 
 NOISE = (  # of mmengine on the terminal; the log file has it all
