@@ -16,13 +16,15 @@ from beit_mm.checkpoints.load import read
 from beit_mm.data.datasets import CIFAR10, CIFAR100
 from beit_mm.data.export import export
 from beit_mm.engine.configs import load_config
-from beit_mm.engine.launch import run
+from beit_mm.engine.launch import evaluate, run
+from beit_mm.registry import MODELS
 
 pytestmark = pytest.mark.usefixtures('no_pretty_printing')
 ROOT = Path(__file__).parents[1]
 LEAVES = sorted(
     p.relative_to(ROOT) for p in (ROOT / 'configs').glob('*/*.py') if p.parent.name not in ('_base_', 'suites')
 )
+TRAINED = [path for path in LEAVES if '_knn_' not in path.stem]
 TINY = {
     'train_dataloader.batch_size': 4,
     'default_hooks.checkpoint.interval': 1,
@@ -34,6 +36,8 @@ TINY = {
 # What makes a model small, by its type
 SMALL = {
     'beit_mm.DiscreteVAE': {'vocab_size': 64, 'hidden_dims': 16, 'code_dims': 16},
+    'beit_mm.LinearProbe': {'backbone.out_indices': (0, 1)},
+    'beit_mm.KNNProbe': {'backbone.out_indices': (0, 1), 'k': (1, 5)},
     'beit_mm.BEiTViT': {'arch': dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48, _delete_=True)},
     'beit_mm.TokenHead': {'embed_dims': 24},
     'beit_mm.PixelHead': {'embed_dims': 24},
@@ -51,6 +55,7 @@ def folders(tmp_path_factory) -> Path:
     """data/ as the configs expect it below the working directory, filled with embedded scenes."""
     root = tmp_path_factory.mktemp('data')
     export(root / 'imagenet', 'imagefolder', train=8, val=4, size=48)
+    export(root / 'shared' / 'imagenet', 'imagefolder', train=48, val=4, size=48)  # all classes in half of it
     (root / 'imagenet22k').symlink_to(root / 'imagenet' / 'train')
     for kind in (CIFAR10, CIFAR100):
         write_cifar(root / 'cifar' / kind.FOLDER, kind)
@@ -70,33 +75,45 @@ def write_cifar(folder: Path, kind: type) -> None:
     (folder / name).write_bytes(pickle.dumps({key: [f'class {i}' for i in range(count)]}, protocol=2))
 
 
+def tiny_loader(where: str, loader: dict, length: int, folders: Path) -> dict:
+    options = {f'{where}.batch_size': 4, f'{where}.num_workers': 0}
+    if loader.get('persistent_workers'):
+        options[f'{where}.persistent_workers'] = False
+    dataset, folder, at = loader['dataset'], folders, f'{where}.dataset'
+    if 'percent' in dataset:  # two steps of half of the images
+        options.update({f'{at}.percent': 50, f'{where}.batch_size': 12})
+        dataset, folder, length, at = dataset['dataset'], folders / 'shared', 48, f'{at}.dataset'
+    if 'data_root' in dataset:
+        options[f'{at}.data_root'] = str(folder / Path(dataset['data_root']).name)
+        if 'CIFAR' in dataset['type']:
+            options[f'{at}.md5s'] = {}
+    else:
+        options[f'{at}.length' if 'length' in dataset else f'{at}.indices'] = length
+    return options
+
+
 def tiny(path: Path, folders: Path) -> dict:
     config = load_config(path)
     if '::' in path.read_text():  # it inherits from another project
         return on_scenes(config)
-    options = dict(TINY)
-    if config.train_cfg.get('max_epochs') or config.train_cfg.get('by_epoch'):
+    options = {key: value for key, value in TINY.items() if config.get(key.partition('.')[0]) is not None}
+    if config.get('train_cfg') is None:
+        pass
+    elif config.train_cfg.get('max_epochs') or config.train_cfg.get('by_epoch'):
         options['train_cfg.max_epochs'] = 1  # of two steps
     else:
         options['train_cfg.max_iters'] = 2
         options['default_hooks.checkpoint.interval'] = 2
-    if config.get('val_dataloader') is not None:
+    if config.get('train_cfg') is not None and config.get('val_dataloader') is not None:
         options['train_cfg.val_interval'] = options.get('train_cfg.max_iters', 1)
     if config.get('load_from'):
         options['load_from'] = None
-    for name, length in (('train_dataloader', 8), ('val_dataloader', 4)):
-        if config.get(name) is None:
-            continue
-        options[f'{name}.batch_size'] = 4
-        options[f'{name}.num_workers'] = 0
-        options[f'{name}.persistent_workers'] = False
-        if 'data_root' in config[name].dataset:
-            options[f'{name}.dataset.data_root'] = str(folders / Path(config[name].dataset.data_root).name)
-            if 'CIFAR' in config[name].dataset.type:
-                options[f'{name}.dataset.md5s'] = {}
-        else:
-            options[f'{name}.dataset.length'] = length
-    real = 'embedded' not in path.stem  # what is made for the embedded images is small as it is
+    for name, length in (('train_dataloader', 8), ('val_dataloader', 4), ('test_dataloader', 4)):
+        if config.get(name) is not None:
+            options.update(tiny_loader(name, config[name], length, folders))
+    real = (
+        'mini' not in path.stem and 'embedded' not in path.stem
+    )  # what is made for the embedded images is small as it is
     if real:
         model = config.model
         for where, part in {'': model, '.backbone': model.get('backbone'), '.head': model.get('head')}.items():
@@ -107,12 +124,15 @@ def tiny(path: Path, folders: Path) -> dict:
         options.update({f'model.target.tokenizer.{key}': value for key, value in small.items()})
     for i, hook in enumerate(config.get('custom_hooks') or []):
         options.update({f'custom_hooks.{i}.{key}': value for key, value in HOOKS.get(hook.type, {}).items()})
+        for name in ('held_out', 'bank'):
+            if hook.get(name):
+                options.update(tiny_loader(f'custom_hooks.{i}.{name}', hook[name], 8, folders))
     if config.model.get('target', {}).get('checkpoint'):
         options['model.target.checkpoint'] = None
     return options
 
 
-@pytest.mark.parametrize('path', LEAVES, ids=[p.stem for p in LEAVES])
+@pytest.mark.parametrize('path', TRAINED, ids=[p.stem for p in TRAINED])
 def test_trains_evaluates_and_resumes(path, tmp_path, folders):
     options = tiny(path, folders)
     runner = run(load_config(path, copy.deepcopy(options)), work_dir=str(tmp_path), seed=0)
@@ -136,12 +156,23 @@ def test_trains_evaluates_and_resumes(path, tmp_path, folders):
     assert resumed._resume
 
 
+@pytest.mark.parametrize('path', [p for p in LEAVES if p not in TRAINED], ids=lambda p: p.stem)
+def test_evaluates_what_was_pretrained(path, tmp_path, folders):
+    config = load_config(path, tiny(path, folders))
+    pretrained = MODELS.build(dict(config.model.backbone, with_mask_token=True, final_norm=True)).state_dict()
+    weights = {f'backbone.{key}': value for key, value in pretrained.items()}
+    torch.save(dict(state_dict=dict(weights, **{'head.cls_head.bias': torch.zeros(8)})), tmp_path / 'pretrained.pth')
+    _, metrics, _ = evaluate(config, str(tmp_path / 'pretrained.pth'), work_dir=str(tmp_path), seed=0)
+    assert 0 <= metrics['accuracy/top1'] <= metrics['optimistic_top1'] <= 100
+
+
 def test_leaves_are_lab_notes():
     """Each leaf says what it is, how to run it (by its own name), and which row of the paper it is, if any."""
     for path in LEAVES:
         note = ast.get_docstring(ast.parse((ROOT / path).read_text()))
         assert note, path
-        assert f'python tools/train.py {path}' in note, path
+        door = 'train' if path in TRAINED else 'test'
+        assert f'python tools/{door}.py {path}' in note, path
         assert re.search(r'Table \d+|no paper row|Differs from', note), path
 
 

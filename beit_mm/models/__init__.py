@@ -4,6 +4,7 @@ from .backbone import BEiTViT
 from .dvae import DiscreteVAE, KMeansTokenizer
 from .heads import PixelHead, TokenHead
 from .pretrain import MaskedImageModel
+from .probe import KNNProbe, LinearProbe
 from .pyramid import ViTPyramid
 from .targets import PixelTarget, TokenTarget
 from .unilm_vae import UnilmDiscreteVAE
@@ -14,6 +15,8 @@ __all__ = [
     'BEiTViT',
     'DiscreteVAE',
     'KMeansTokenizer',
+    'KNNProbe',
+    'LinearProbe',
     'MaskedImageModel',
     'PixelHead',
     'PixelTarget',
