@@ -108,6 +108,16 @@ def test_lower_error_ranks_first():
     assert table.cells == [['a', '1', '0.0856', '300.0'], ['b', '1', '0.0900', '300.0']]
 
 
+def test_tokens_and_pixels_are_two_tables():
+    """Table 4 has both kinds of pre-training, and their metrics have nothing to do with each other."""
+    share = dict(task='pretrain', protocol='pre-train')
+    tokens = record(3.0, metric='masked_accuracy', metrics={'masked_accuracy': 3.0}, **share)
+    pixels = record(0.7, metric='masked_pixel_error', metrics={'masked_pixel_error': 0.7}, config='pixels', **share)
+    tables = leaderboard.tables(leaderboard.rows([tokens, pixels]))
+    assert sorted(len(table.cells) for table in tables) == [1, 1]
+    assert {column for table in tables for column in table.columns} >= {'masked accuracy %'}
+
+
 def test_pretraining_says_what_a_constant_guess_gets():
     names = dict(task='pretrain', metric='masked_accuracy', protocol='pretrain', stages=[DVAE])
     found = leaderboard.rows([record(8.25, metrics={'most_frequent': 1.5}, config='mim_1xb96-9', **names)])

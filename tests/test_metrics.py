@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmseg.evaluation import IoUMetric as MMSegIoU
 
-from beit_mm.engine.metrics import IoUMetric, MaskedAccuracy, TokenizerMetric
+from beit_mm.engine.metrics import IoUMetric, MaskedAccuracy, ReassessedAccuracy, TokenizerMetric
 
 CLASSES = ('a', 'b', 'c', 'd')
 
@@ -73,3 +73,21 @@ def test_masked_pixels():
     mask = torch.tensor([True, False])
     metric.process({}, [dict(mask=mask, prediction=torch.zeros(2, 3), target=torch.tensor([[1.0, 2, 0], [9, 9, 9]]))])
     assert metric.evaluate(1) == {'masked_pixel_error': pytest.approx(5 / 3)}
+
+
+def test_reassessed_labels(tmp_path):
+    """Right, wrong, right by its second label, and an image that nobody could label: two of three."""
+    file = tmp_path / 'real.json'
+    file.write_text('[[1], [0], [2, 0], []]')
+    metric = ReassessedAccuracy(str(file))
+    scores = torch.eye(3)
+    for number, guess in ((3, 0), (1, 1), (4, 2), (2, 1)):  # in any order
+        metric.process({}, [dict(img_path=f'val/n01/ILSVRC2012_val_{number:08d}.JPEG', pred_score=scores[guess])])
+    assert metric.evaluate(4) == {'real/top1': pytest.approx(200 / 3), 'real/images': 3}
+    with pytest.raises(ValueError, match=r'cat\.jpg: its name does not end in a number of 1\.\.4'):
+        metric.process({}, [dict(img_path='val/cat.jpg', pred_score=scores[0])])
+    file.write_text('{"1": 2}')
+    with pytest.raises(ValueError, match=r'real\.json: must be a list of lists of classes'):
+        ReassessedAccuracy(str(file))
+    with pytest.raises(ValueError, match='not a readable JSON file'):
+        ReassessedAccuracy(str(tmp_path / 'none.json'))

@@ -226,12 +226,12 @@ class Table(NamedTuple):
 
 
 def tables(found: Sequence[Row]) -> list[Table]:
-    """A table per task and data set, embedded and real data apart; the range over seeds where there are several."""
+    """A table per task, data set and metric, embedded and real data apart; the range where there are several seeds."""
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in found:
-        groups[row.task, row.dataset, row.embedded, row.num_images].append(row)
+        groups[row.task, row.dataset, row.embedded, row.num_images, row.metric].append(row)
     result = []
-    for (task, dataset, embedded, num_images), members in groups.items():
+    for (task, dataset, embedded, num_images, _), members in groups.items():
         where = f'{dataset}, embedded data' if embedded else dataset
         heading = f'{TITLES.get(task, task)} on {where} ({num_images} images)'
         extras = [name for name in EXTRA.get(task, ()) if all(name in m.extra for m in members)]

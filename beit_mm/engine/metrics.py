@@ -1,6 +1,9 @@
 """Metrics over whole data sets, as plain Python floats."""
 
+import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,6 +62,45 @@ class IoUMetric(BaseMetric):
         for name, value in zip(self.dataset_meta['classes'], scores['iou'], strict=True):
             metrics[f'IoU.{name}'] = 100 * float(value)
         return metrics
+
+
+@METRICS.register_module()
+class ReassessedAccuracy(BaseMetric):
+    """Top-1 accuracy in percent on "ReaL" labels (arXiv 2006.07159): a guess is right that is among an image's labels.
+
+    label_file: JSON, a list with a list of classes (0-based, in the order of the sorted synsets) per image, in the
+    order of ILSVRC2012_val_00000001 to ..50000. Images are found by the number at the end of their file names; those
+    without a label do not count.
+    """
+
+    default_prefix = 'real'
+
+    def __init__(self, label_file: str, collect_device: str = 'cpu', prefix: str | None = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        try:
+            labels = json.loads(Path(label_file).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f'ReassessedAccuracy: label_file={label_file}: not a readable JSON file ({error})'
+            ) from error
+        if not isinstance(labels, list) or not all(isinstance(entry, list) for entry in labels):
+            raise ValueError(f'ReassessedAccuracy: label_file={label_file}: must be a list of lists of classes')
+        self.labels = [set(entry) for entry in labels]
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            number = re.search(r'(\d+)$', Path(sample['img_path']).stem)
+            if number is None or not 1 <= int(number[1]) <= len(self.labels):
+                raise ValueError(
+                    f'ReassessedAccuracy: {sample["img_path"]}: its name does not end in a number of '
+                    f'1..{len(self.labels)}, the images that the label file is about'
+                )
+            labels = self.labels[int(number[1]) - 1]
+            if labels:
+                self.results.append(int(sample['pred_score'].argmax()) in labels)
+
+    def compute_metrics(self, results: list) -> dict:
+        return dict(top1=100 * float(np.mean(results)), images=len(results))
 
 
 @METRICS.register_module()

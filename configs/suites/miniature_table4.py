@@ -43,7 +43,14 @@ def _row(name, config, options, steps=500):
         options = {**options, 'model.target.checkpoint': '{tokenizer}'}
     return [
         dict(name=name, kind='pretrain', config=config, options={**_steps(steps), **options}, fast=_fast),
-        dict(name=f'classify-{name}', kind='classification', config=_classify, start=name, fast=_fast),
+        dict(
+            name=f'classify-{name}',
+            kind='classification',
+            config=_classify,
+            start=name,
+            options={'protocol': f'fine-tune after {name}'},
+            fast=_fast,
+        ),
     ]
 
 
