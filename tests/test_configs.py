@@ -87,6 +87,8 @@ def tiny_loader(where: str, loader: dict, length: int, folders: Path) -> dict:
         options[f'{at}.data_root'] = str(folder / Path(dataset['data_root']).name)
         if 'CIFAR' in dataset['type']:
             options[f'{at}.md5s'] = {}
+        if dataset.type == 'beit_mm.ImageList':
+            options[f'{at}.allow_empty'] = True
     else:
         options[f'{at}.length' if 'length' in dataset else f'{at}.indices'] = length
     return options

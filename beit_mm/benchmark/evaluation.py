@@ -49,7 +49,7 @@ def record_of(runner: Runner, config: Config, checkpoint: str, metrics: dict[str
     meta = read(checkpoint, map_location='cpu').get('meta', {})
     return make(
         task=TASK_OF_METRIC[metric],
-        dataset=kind,
+        dataset=config.get('dataset_name') or kind,
         embedded=kind.startswith('Embedded'),
         split=config.test_dataloader.dataset.get('split', 'val'),
         num_images=len(dataset),

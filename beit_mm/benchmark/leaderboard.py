@@ -69,7 +69,7 @@ def _both(preset: str, protocol: str, table: str, imagenet: float, ade20k: float
     )
 
 
-# Tables 1, 3, 4, 5, 7 and 11. Table 5's ViT with LayerScale alone (83.00, 45.43) has no preset here.
+# Tables 1, 3 to 7, 9 and 11. Table 5's ViT with LayerScale alone (83.00, 45.43) has no preset here.
 PAPER = (
     Paper('classification', 'ImageNet', 'beit base', 'fine-tune', 83.2, 'Table 1'),
     Paper('classification', 'ImageNet', 'beit large', 'fine-tune', 85.2, 'Table 1'),
@@ -92,7 +92,17 @@ PAPER = (
     *_both('beit_plus base', 'fine-tune', 'Table 5, 300 epochs', 83.22, 45.70, 'UPerNet'),
     Paper('segmentation', 'ADE20KDataset', 'beit_plus base', 'fine-tune', 53.6, 'Table 7, UPerNet 640, ImageNet-22K'),
     Paper('segmentation', 'ADE20KDataset', 'beit_plus large', 'fine-tune', 56.7, 'Table 7, UPerNet 640, ImageNet-22K'),
+    Paper('classification', 'ImageNet', 'vit base', BASELINE, 81.8, 'Table 1, DeiT-B'),
+    Paper('classification', 'ImageNet', 'vit base', 'fine-tune after DINO', 82.8, 'Table 1, DINO-B'),
+    Paper('classification', 'ImageNet', 'vit base', 'fine-tune after MoCo v3', 83.2, 'Table 1, MoCo v3-B'),
+    Paper('classification', 'ImageNet', 'iGPT-1.36B', 'fine-tune', 66.5, 'Table 1'),  # nobody can run this one
+    Paper('classification', 'ImageNet', 'beit_plus base', 'intermediate fine-tune, 384 px', 86.8, 'Table 6'),
+    Paper('classification', 'ImageNet', 'beit_plus large', 'intermediate fine-tune, 384 px', 88.4, 'Table 6'),
+    Paper('classification', 'ImageNet', 'beit_plus large', 'intermediate fine-tune, 512 px', 88.6, 'Table 6'),
+    Paper('classification', 'ImageNet', 'beit base', 'linear probe', 56.7, 'Table 9'),
+    Paper('classification', 'ImageNet', 'beit large', 'linear probe', 73.5, 'Table 9'),
     Paper('classification', 'CIFAR100', 'beit base', 'fine-tune', 90.1, 'Table 11'),
+    Paper('classification', 'CIFAR100', 'beit base', 'intermediate fine-tune', 91.8, 'Table 11'),
 )
 
 

@@ -71,7 +71,9 @@ def variant_arguments(variant: str, num_layers: int, pretraining: bool, given: t
 
 
 def variant_of(backbone: dict) -> str:
-    """`beit`, `beit_plus` or `beit, mixed`: what the arguments of a BEiTViT's config amount to."""
+    """`beit`, `beit_plus`, `vit` (a bias for keys too) or `beit, mixed`: what the arguments of a BEiTViT amount to."""
+    if backbone.get('bias') is True:
+        return 'vit'
     if 'variant' in backbone:
         return backbone['variant']
     biased = backbone.get('use_rel_pos_bias', True) or backbone.get('use_shared_rel_pos_bias', False)

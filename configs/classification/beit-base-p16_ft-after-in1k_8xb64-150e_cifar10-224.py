@@ -13,6 +13,7 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-base-p16_ft_8xb128-100e_in1k-224/epoch_100.pth'
 load_from = pretrained
+protocol = 'intermediate fine-tune'
 model = dict(head=dict(num_classes=10))
 optim_wrapper = dict(optimizer=dict(lr=4e-3, weight_decay=0.3))
 param_scheduler = [
@@ -64,5 +65,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+dataset_name = 'CIFAR10'
 data_preprocessor = dict(num_classes=10, to_rgb=False)
 auto_scale_lr = dict(base_batch_size=512)

@@ -12,6 +12,7 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-base-p16_ft_8xb128-100e_in1k-224/epoch_100.pth'
 load_from = pretrained
+protocol = 'intermediate fine-tune'
 model = dict(head=dict(num_classes=100))
 optim_wrapper = dict(optimizer=dict(lr=4e-3, weight_decay=0.3))
 param_scheduler = [
@@ -63,5 +64,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+dataset_name = 'CIFAR100'
 data_preprocessor = dict(num_classes=100, to_rgb=False)
 auto_scale_lr = dict(base_batch_size=512)

@@ -12,6 +12,7 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-base-p16_ft_8xb128-100e_in1k-224/epoch_100.pth'
 load_from = pretrained
+protocol = 'fine-tune, 384 px'
 model = dict(backbone=dict(img_size=384), train_cfg=None)
 optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.85), optimizer=dict(lr=2e-5, weight_decay=1e-8))
 param_scheduler = [

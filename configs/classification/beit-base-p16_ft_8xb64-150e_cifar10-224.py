@@ -63,5 +63,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+dataset_name = 'CIFAR10'
 data_preprocessor = dict(num_classes=10, to_rgb=False)
 auto_scale_lr = dict(base_batch_size=512)

@@ -63,5 +63,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+dataset_name = 'CIFAR100'
 data_preprocessor = dict(num_classes=100, to_rgb=False)
 auto_scale_lr = dict(base_batch_size=512)

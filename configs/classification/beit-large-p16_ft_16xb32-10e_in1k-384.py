@@ -11,6 +11,7 @@ _base_ = ['beit-large-p16_ft_16xb64-50e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-large-p16_ft_16xb64-50e_in1k-224/epoch_50.pth'
 load_from = pretrained
+protocol = 'fine-tune, 384 px'
 model = dict(backbone=dict(img_size=384), train_cfg=None)
 optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.9), optimizer=dict(lr=2e-5, weight_decay=1e-8))
 param_scheduler = [

@@ -11,6 +11,7 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-plus-base-p16_dalle_16xb128-150e_in22k-224/iter_1039800.pth'
 load_from = pretrained
+protocol = 'fine-tune after ImageNet-22K'
 data_preprocessor = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])
 model = dict(backbone=dict(variant='beit_plus'))
 train_dataloader = dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))

@@ -13,6 +13,7 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-plus-base-p16_dalle_16xb128-150e_in22k-224/iter_1039800.pth'
 load_from = pretrained
+protocol = 'intermediate fine-tune, the labels of ImageNet-22K'
 data_preprocessor = dict(num_classes=21841, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])
 model = dict(backbone=dict(variant='beit_plus', drop_path_rate=0.2), head=dict(num_classes=21841), train_cfg=None)
 optim_wrapper = dict(
@@ -33,7 +34,7 @@ train_cfg = dict(max_epochs=90)
 train_dataloader = dict(
     batch_size=256,
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
-    dataset=dict(data_root='data/imagenet22k', data_prefix=''),
+    dataset=dict(data_root='data/imagenet22k', split=''),
 )
 val_dataloader = None
 val_evaluator = None

@@ -11,5 +11,6 @@ _base_ = ['beit-large-p16_ft_16xb64-50e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-plus-large-p16_dalle_32xb64-150e_in22k-224/iter_1039800.pth'
 load_from = pretrained
+protocol = 'fine-tune after ImageNet-22K'
 data_preprocessor = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])
 model = dict(backbone=dict(variant='beit_plus'))

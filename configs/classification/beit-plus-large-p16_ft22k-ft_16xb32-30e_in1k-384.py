@@ -13,6 +13,7 @@ _base_ = ['beit-large-p16_ft_16xb64-50e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-plus-large-p16_ft22k_32xb64-90e_in22k-224/epoch_90.pth'
 load_from = pretrained
+protocol = 'intermediate fine-tune, 384 px'
 data_preprocessor = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])
 model = dict(backbone=dict(variant='beit_plus', drop_path_rate=0.4, img_size=384), train_cfg=None)
 optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.9), optimizer=dict(lr=2e-5, weight_decay=1e-8))

@@ -12,6 +12,7 @@ _base_ = ['beit-large-p16_ft_16xb64-50e_in1k-224.py']
 
 pretrained = 'work_dirs/beit-plus-large-p16_dalle_32xb64-150e_in22k-224/iter_1039800.pth'
 load_from = pretrained
+protocol = 'intermediate fine-tune, the labels of ImageNet-22K'
 data_preprocessor = dict(num_classes=21841, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])
 model = dict(backbone=dict(variant='beit_plus', drop_path_rate=0.2), head=dict(num_classes=21841), train_cfg=None)
 optim_wrapper = dict(
@@ -32,7 +33,7 @@ train_cfg = dict(max_epochs=90)
 train_dataloader = dict(
     batch_size=64,
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
-    dataset=dict(data_root='data/imagenet22k', data_prefix=''),
+    dataset=dict(data_root='data/imagenet22k', split=''),
 )
 val_dataloader = None
 val_evaluator = None

@@ -14,7 +14,7 @@ _base_ = [
     '../_base_/models/beit_base_cls.py',
 ]
 
-protocol = 'scratch'
+protocol = 'from scratch'
 model = dict(
     backbone=dict(bias=True, out_type='cls_token', final_norm=True),
     head=dict(init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.02)]),

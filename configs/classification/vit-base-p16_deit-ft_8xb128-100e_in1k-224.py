@@ -12,4 +12,5 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'checkpoints/deit_base_patch16_224-b5f2ef4d.pth'
 load_from = pretrained
+protocol = 'fine-tune after DeiT'
 model = dict(backbone=dict(bias=True))

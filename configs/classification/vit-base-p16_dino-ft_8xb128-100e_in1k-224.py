@@ -12,4 +12,5 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'checkpoints/dino_vitbase16_pretrain.pth'
 load_from = pretrained
+protocol = 'fine-tune after DINO'
 model = dict(backbone=dict(bias=True))

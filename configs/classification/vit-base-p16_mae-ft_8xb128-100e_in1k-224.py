@@ -12,4 +12,5 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'checkpoints/mae_pretrain_vit_base.pth'
 load_from = pretrained
+protocol = 'fine-tune after MAE'
 model = dict(backbone=dict(bias=True))

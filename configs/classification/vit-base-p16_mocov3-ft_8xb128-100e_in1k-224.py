@@ -12,4 +12,5 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'checkpoints/vit-b-300ep.pth.tar'
 load_from = pretrained
+protocol = 'fine-tune after MoCo v3'
 model = dict(backbone=dict(bias=True))

@@ -12,5 +12,6 @@ _base_ = ['beit-base-p16_ft_8xb128-100e_in1k-224.py']
 
 pretrained = 'checkpoints/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz'
 load_from = pretrained
+protocol = 'fine-tune after supervised ImageNet-22K'
 data_preprocessor = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])
 model = dict(backbone=dict(bias=True))

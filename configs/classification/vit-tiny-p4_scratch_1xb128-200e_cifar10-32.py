@@ -13,7 +13,7 @@ _base_ = [
     '../_base_/models/beit_base_cls.py',
 ]
 
-protocol = 'scratch'
+protocol = 'from scratch'
 model = dict(
     backbone=dict(arch='deit-tiny', img_size=32, patch_size=4),
     head=dict(num_classes=10, in_channels=192, init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.02)]),
@@ -55,6 +55,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+dataset_name = 'CIFAR10'
 data_preprocessor = dict(num_classes=10, to_rgb=False)
 optim_wrapper = dict(
     type='OptimWrapper',

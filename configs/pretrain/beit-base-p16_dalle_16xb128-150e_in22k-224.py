@@ -17,7 +17,7 @@ model = dict(
 )
 train_dataloader = dict(
     sampler=dict(type='beit_mm.SeededInfiniteSampler', shuffle=True),
-    dataset=dict(data_root='data/imagenet22k', data_prefix=''),
+    dataset=dict(data_root='data/imagenet22k', split=''),
 )
 val_dataloader = None
 val_evaluator = None

@@ -21,7 +21,7 @@ optim_wrapper = dict(clip_grad=dict(max_norm=1.0))
 train_dataloader = dict(
     batch_size=64,
     sampler=dict(type='beit_mm.SeededInfiniteSampler', shuffle=True),
-    dataset=dict(data_root='data/imagenet22k', data_prefix=''),
+    dataset=dict(data_root='data/imagenet22k', split=''),
 )
 val_dataloader = None
 val_evaluator = None

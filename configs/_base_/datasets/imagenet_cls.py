@@ -1,8 +1,10 @@
 """ImageNet-1K to fine-tune on, 224 px, with the augmentation of Table 13: RandAugment 9/0.5, random erasing 0.25.
 
-data/imagenet/{train,val}/<class>/<image>.JPEG; classes are numbered by the sorted names of their folders.
+data/imagenet/{train,val}/<class>/<image>.JPEG, or lists in data/imagenet/meta/{train,val}.txt; classes are numbered by
+the sorted names of their folders. `dataset_name` is what the leaderboard calls it.
 """
 
+dataset_name = 'ImageNet'
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     mean=[123.675, 116.28, 103.53],
@@ -19,9 +21,9 @@ train_dataloader = dict(
     sampler=dict(type='RepeatAugSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='beit_mm.ImageList',
         data_root='data/imagenet',
-        data_prefix='train',
+        split='train',
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
@@ -56,9 +58,9 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='beit_mm.ImageList',
         data_root='data/imagenet',
-        data_prefix='val',
+        split='val',
         test_mode=True,
         pipeline=[
             dict(type='LoadImageFromFile'),

@@ -8,9 +8,9 @@ train_dataloader = dict(
     sampler=dict(type='beit_mm.SeededInfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='beit_mm.ImageList',
         data_root='data/imagenet',
-        data_prefix='train',
+        split='train',
         with_label=False,
         pipeline=[
             dict(type='LoadImageFromFile'),
@@ -27,9 +27,9 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='beit_mm.ImageList',
         data_root='data/imagenet',
-        data_prefix='val',
+        split='val',
         with_label=False,
         test_mode=True,
         pipeline=[
