@@ -40,10 +40,11 @@ def published(tmp_path, monkeypatch):
 
 
 def test_the_published_addresses():
-    for kind, md5 in ((CIFAR10, 'c58f30108f718f92721af3b95e74349a'), (CIFAR100, 'eb9058c3a382ffc7106e4002c42a8d85')):
-        name = kind.__name__.lower().replace('cifar', 'cifar-')
-        assert kind.URL == f'https://www.cs.toronto.edu/~kriz/{name}-python.tar.gz'
-        assert kind.ARCHIVE_MD5 == md5
+    site = 'https://www.cs.toronto.edu/~kriz'
+    assert [(kind.URL, kind.ARCHIVE_MD5) for kind in (CIFAR10, CIFAR100)] == [
+        (f'{site}/cifar-10-python.tar.gz', 'c58f30108f718f92721af3b95e74349a'),
+        (f'{site}/cifar-100-python.tar.gz', 'eb9058c3a382ffc7106e4002c42a8d85'),
+    ]
 
 
 def test_download_only_on_request(tmp_path, published):
