@@ -10,8 +10,9 @@ from mmpretrain.datasets import CustomDataset, ImageNet
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from PIL import Image
 
-from beit_mm.data import loading
-from beit_mm.data.images import ImageList, ListError, imagenet_synsets, read_list
+from beit_mm.data import images, loading
+from beit_mm.data.ilsvrc import DEVKIT_VAL, imagenet_synsets
+from beit_mm.data.images import ImageList, ListError, read_list
 from beit_mm.data.sampling import Draw
 from beit_mm.engine.configs import load_config
 from beit_mm.engine.launch import run
@@ -105,6 +106,22 @@ def test_mistakes_in_lists_are_named(tmp_path, text, said):
     (tmp_path / 'l.txt').write_text(text)
     with pytest.raises(ListError, match=said):
         ImageList(str(tmp_path), ann_file='l.txt', num_classes=10, pipeline=[])
+
+
+def test_the_devkits_order_is_named_when_a_list_is_loaded(tmp_path, monkeypatch):
+    def load(labels):
+        lines = [f'ILSVRC2012_val_{i:08d}.JPEG {label}\n' for i, label in labels.items()]
+        (tmp_path / 'val.txt').write_text(''.join(lines))
+        return ImageList(str(tmp_path), ann_file='val.txt', num_classes=1000, pipeline=[])
+
+    with pytest.raises(
+        ListError, match=r"line 6: label 1000 is outside .* order: the ILSVRC devkit's own ids, 1\.\.1000"
+    ):
+        load({**DEVKIT_VAL, 6: 1000})
+    said = []
+    monkeypatch.setattr(images, 'print_log', lambda text, **_: said.append(text))
+    load({i: label - 1 for i, label in DEVKIT_VAL.items()})  # in range, and all wrong
+    assert "val.txt: its labels are in the order: the ILSVRC devkit's own order, counted from 0" in said[0]
 
 
 def test_mistakes_in_folders_are_named(folders):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from beit_mm.data import ilsvrc, verify
 from beit_mm.data.export import export
-from beit_mm.data.images import imagenet_synsets, read_list
+from beit_mm.data.ilsvrc import imagenet_synsets
 from beit_mm.data.verify import Scope
 
 SYNSETS = imagenet_synsets()
@@ -109,18 +109,17 @@ def test_validation_images_that_were_not_sorted(imagenet):
 
 
 @pytest.mark.parametrize('shift', [0, 1])
-def test_the_devkits_order_by_synset(tmp_path, shift):
+def test_the_devkits_order_by_synset(shift):
     """Of meta.mat: kit fox is 1, English setter 2, dumbbell 1000."""
-    file = tmp_path / 'l.txt'
-    file.write_text(''.join(f'{s}/x.JPEG {i - shift}\n' for s, i in ilsvrc.DEVKIT_IDS.items()))
-    assert ilsvrc.label_order(read_list(file)) == ('devkit from 0' if shift else 'devkit')
-    file.write_text(''.join(f'{s}/x.JPEG {SYNSETS.index(s) + shift}\n' for s in ilsvrc.DEVKIT_IDS))
-    assert ilsvrc.label_order(read_list(file)) == ('sorted from 1' if shift else 'sorted')
-    others = ['n00000005', 'n00000001', 'n00000003']  # of ImageNet-22K: ranks among those that occur
-    file.write_text(''.join(f'{s}/{s}_1.JPEG {sorted(others).index(s) + shift}\n' for s in others))
-    assert ilsvrc.label_order(read_list(file)) == ('sorted from 1' if shift else 'sorted')
-    file.write_text('cat/x.png 3\n')
-    assert ilsvrc.label_order(read_list(file)) is None
+    ids = [(f'{s}/x.JPEG', i - shift) for s, i in ilsvrc.DEVKIT_IDS.items()]
+    assert ilsvrc.label_order(ids) == ('devkit from 0' if shift else 'devkit')
+    sorted_ = 'sorted from 1' if shift else 'sorted'
+    assert ilsvrc.label_order((f'{s}/x.JPEG', SYNSETS.index(s) + shift) for s in ilsvrc.DEVKIT_IDS) == sorted_
+    others = ['n00000005', 'n00000001', 'n00000003']  # of ImageNet-22K: places among those that occur
+    for some in (others, SYNSETS[500:503]):  # and of a part of ImageNet-1K with labels of its own
+        assert ilsvrc.label_order((f'{s}/{s}_1.JPEG', sorted(some).index(s) + shift) for s in some) == sorted_
+    assert ilsvrc.label_order([(f'{s}/x.JPEG', 3 * i) for i, s in enumerate(SYNSETS)]) == 'other'
+    assert ilsvrc.label_order([('cat/x.png', 3)]) is None
 
 
 def test_lists(imagenet, tmp_path):
