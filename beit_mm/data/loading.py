@@ -49,8 +49,9 @@ def read_image(path: str, color_type: str = 'color', npy_axes: str = 'HWC', back
         return _read_picture(content, color_type)
     except Exception as error:  # damaged bytes make decoders raise struct.error, EOFError, SyntaxError, ...
         reason = str(error).replace('\n', ' ') or type(error).__name__
-        hint = 'the file is empty' if not content else reason
-        raise UnreadableImage(f'{path}: not a readable image ({hint})') from error
+        if isinstance(error, Image.UnidentifiedImageError):  # its text names a buffer in memory
+            reason = 'of no known format' if content else 'the file is empty'
+        raise UnreadableImage(f'{path}: not a readable image ({reason})') from error
 
 
 def _bands_last(array: np.ndarray, axes: str) -> np.ndarray:
