@@ -43,7 +43,7 @@ def test_sizes_are_those_of_the_models(task):
         with torch.device('meta'), DefaultScope.overwrite_default_scope(config.default_scope):
             parameters = sum(p.numel() for p in MODELS.build(built).parameters())
         assert parameters == model['Metadata']['Parameters'], model['Name']
-        train = config.train_cfg
+        train = config.get('train_cfg') or {}  # nearest neighbours have none
         assert model['Metadata'].get('Epochs') == train.get('max_epochs'), model['Name']
         assert model['Metadata'].get('Iterations') == train.get('max_iters'), model['Name']
 

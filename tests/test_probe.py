@@ -188,7 +188,7 @@ def test_mistakes():
         linear(backbone=dict(BACKBONE, out_type='featmap'))
     with pytest.raises(ValueError, match="features='max' is none of cls, mean, both"):
         linear(features='max')
-    with pytest.raises(NotImplementedError, match='KNNProbe learns nothing: evaluate it with tools/test.py'):
+    with pytest.raises(NotImplementedError, match=r'KNNProbe learns nothing: evaluate it with tools/test\.py'):
         KNNProbe(BACKBONE, CLASSES)(**batch()[0], mode='loss')
     with pytest.raises(ValueError, match='its bank is empty'):
         KNNProbe(BACKBONE, CLASSES)(**batch()[0], mode='predict')

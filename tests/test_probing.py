@@ -1,7 +1,10 @@
 """engine/probing.py: who chooses a probe's block, on what images, and what is reported."""
 
+import functools
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +148,10 @@ def test_without_a_choice_there_is_no_accuracy():
 
 def test_shared_images_are_refused(tmp_path, pretrained):
     def refused(config, pair):
+        trains = config.get('train_cfg') is not None
+        start = functools.partial(run, config) if trains else functools.partial(evaluate, config, pretrained)
         with pytest.raises(ValueError, match=rf'ProbeHook: \d+ images of {pair[0]} are in the {pair[1]} data too'):
-            if config.get('train_cfg'):
-                run(config, work_dir=str(tmp_path), seed=0)
-            else:
-                evaluate(config, pretrained, work_dir=str(tmp_path), seed=0)
+            start(work_dir=str(tmp_path), seed=0)
 
     refused(linear(**{'train_dataloader.dataset.rest': False}), ('held_out', 'training'))
     refused(linear(**{'custom_hooks.0.held_out.dataset.dataset.split': 'val'}), ('held_out', 'evaluation'))
@@ -222,3 +224,21 @@ def test_few_shot_recipes_keep_the_images_pipeline(percent):
     assert few.val_dataloader == full.val_dataloader
     listed = {'train_dataloader.dataset.percent': None, 'train_dataloader.dataset.file': '1percent.txt'}
     assert load_config(few.filename, listed).train_dataloader.dataset.file == '1percent.txt'
+
+
+@pytest.mark.slow
+def test_two_ranks_choose_as_one_would(tmp_path):
+    """23 held-out images over two ranks, each counted once; BatchNorm's statistics are those of the checkpoint."""
+    options = {
+        'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4, 'train_dataloader.batch_size': 8,
+        'model.batch_norm': True, 'custom_hooks.0.held_out.dataset.percent': 4.5, 'test_dataloader.dataset.length': 51,
+        'val_dataloader.dataset.length': 51,
+    }  # fmt: skip
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', 'tools/train.py', LINEAR]
+    command += ['--launcher', 'pytorch', '--seed', '0', '--work-dir', str(tmp_path / 'two'), '--cfg-options']
+    subprocess.run([*command, *(f'{key}={value}' for key, value in options.items())], check=True, capture_output=True)
+    last = records(tmp_path / 'two')[-1]
+    _, metrics, _ = evaluate(load_config(LINEAR, options), str(tmp_path / 'two/iter_4.pth'), work_dir=str(tmp_path))
+    for key in metrics.keys() - {'time', 'data_time'}:
+        assert metrics[key] == last[key], key
+    assert 'chosen on 23 held-out images' in next((tmp_path / 'two').glob('*/*.log')).read_text()

@@ -1,13 +1,14 @@
-"""Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [--record results/]."""
+"""Evaluate a checkpoint, or predict for images: python tools/test.py CONFIG CHECKPOINT [--images DIR --out FILE]."""
 
 import argparse
 import json
 from pathlib import Path
 
+from beit_mm.apis import init_model, write_predictions
 from beit_mm.benchmark.evaluation import record_of
 from beit_mm.benchmark.records import write
 from beit_mm.engine.configs import load_config, parse_overrides
-from beit_mm.engine.launch import door, evaluate
+from beit_mm.engine.launch import door, evaluate, terse_terminal
 
 
 @door
@@ -17,13 +18,25 @@ def main() -> None:
     parser.add_argument('checkpoint', help='weights to evaluate; every key must fit')
     parser.add_argument('--work-dir', help='where the log goes (default: work_dirs/<config name>)')
     parser.add_argument('--record', metavar='DIR', help='write a result record below this folder')
-    parser.add_argument('--out', metavar='FILE', help='write the metrics as JSON')
+    parser.add_argument(
+        '--out', metavar='FILE', help='write the metrics as JSON; with --images: .json, .csv, or a folder'
+    )
+    parser.add_argument('--images', metavar='DIR_OR_FILE', help='predict for these images, without labels, into --out')
+    parser.add_argument('--batch-size', type=int, help="with --images: instead of test_dataloader's; masks: default 1")
+    parser.add_argument('--skip-unreadable', action='store_true', help='with --images: leave out what cannot be read')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config')
     parser.add_argument('--trust-checkpoint', action='store_true', help='it holds Python objects: let it run code')
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.images and (not args.out or args.record):
+        parser.error('--images needs --out, and has nothing to --record: there are no labels')
     config = load_config(args.config, parse_overrides(args.cfg_options))
+    if args.images:
+        terse_terminal()
+        model = init_model(config, args.checkpoint, trust_checkpoint=args.trust_checkpoint)
+        print(write_predictions(model, args.images, args.out, args.batch_size, args.skip_unreadable))
+        return
     runner, metrics, seconds = evaluate(
         config,
         args.checkpoint,

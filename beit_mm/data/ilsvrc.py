@@ -8,8 +8,9 @@ validation set is in these numbers. Everybody else's labels are 0..999, places i
 import re
 from collections.abc import Iterable
 
-from .images import SYNSET, Entry, imagenet_synsets
+from timm.data import ImageNetInfo
 
+SYNSET = re.compile(r'n\d{8}')
 NUM_CLASSES, NUM_TRAIN, NUM_VAL = 1000, 1_281_167, 50_000
 VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG', re.IGNORECASE)
 SORTED_VAL = {1: 65, 2: 970, 3: 230, 4: 809, 5: 516}  # number of a validation image: its label, from 0
@@ -22,6 +23,19 @@ ORDERS = {
     'devkit from 0': "the ILSVRC devkit's own order, counted from 0",
     'other': 'neither of sorted synsets nor of the ILSVRC devkit',
 }
+REMEDIES = {
+    'sorted from 1': 'subtract 1 from each label',
+    **dict.fromkeys(
+        ('devkit', 'devkit from 0', 'other'),
+        'translate each label: id -> synset (meta.mat of the devkit) -> place of the synset in sorted order, from 0; '
+        'or sort the images into folders named by synset and use no list',
+    ),
+}
+
+
+def imagenet_synsets() -> list[str]:
+    """The 1,000 synset ids of ILSVRC 2012 in the order that weights and leaderboards mean: sorted."""
+    return ImageNetInfo('imagenet-1k').label_names()
 
 
 def synset_of(path: str) -> str | None:
@@ -32,24 +46,25 @@ def synset_of(path: str) -> str | None:
     return None
 
 
-def label_order(entries: Iterable[Entry]) -> str | None:
-    """Which of ORDERS the labels of a list follow; None where its paths do not say.
+def label_order(labels: Iterable[tuple[str, int]]) -> str | None:
+    """Which of ORDERS the labels of a list, (path, label), follow; None where its paths do not say.
 
-    Told by synset ids in the paths (of 1,000 classes or, by rank among those that occur, of any number), else by the
-    first images of the validation set.
+    Told by synset ids in the paths (places among the 1,000, or among those that occur: a part of ImageNet-1K may have
+    labels of its own, and ImageNet-22K has), else by the first images of the validation set.
     """
     of_synset: dict[str, int] = {}
     of_number: dict[int, int] = {}
-    for entry in entries:
-        if synset := synset_of(entry.path):
-            of_synset.setdefault(synset, entry.label)
-        elif found := VAL_NAME.search(entry.path):
-            of_number[int(found[1])] = entry.label
-    if of_synset:
-        ilsvrc = {name: rank for rank, name in enumerate(imagenet_synsets())}
-        ranks = {name: rank for rank, name in enumerate(sorted(of_synset))}
-        return _matching(of_synset, ilsvrc if of_synset.keys() <= ilsvrc.keys() else ranks, DEVKIT_IDS)
-    return _matching(of_number, SORTED_VAL, DEVKIT_VAL)
+    for path, label in labels:
+        if synset := synset_of(path):
+            of_synset.setdefault(synset, label)
+        elif found := VAL_NAME.search(path):
+            of_number[int(found[1])] = label
+    if not of_synset:
+        return _matching(of_number, SORTED_VAL, DEVKIT_VAL)
+    among_all = {name: rank for rank, name in enumerate(imagenet_synsets())}
+    among_these = {name: rank for rank, name in enumerate(sorted(of_synset))}
+    order = _matching(of_synset, among_all, DEVKIT_IDS) if of_synset.keys() <= among_all.keys() else 'other'
+    return order if order != 'other' else _matching(of_synset, among_these, DEVKIT_IDS)
 
 
 def _matching(labels: dict, in_sorted: dict, in_devkit: dict) -> str | None:

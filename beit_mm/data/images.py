@@ -1,21 +1,21 @@
 """Images that lie as files: ImageNet in its layouts, any folder with or without labels, list files."""
 
-import re
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mmengine import fileio
+from mmengine.logging import print_log
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from mmpretrain.datasets.custom import find_folders, get_samples
-from timm.data import ImageNetInfo
 
 from ..registry import DATASETS
+from .ilsvrc import ORDERS, REMEDIES, imagenet_synsets, label_order
 from .loading import EXTENSIONS
 from .sampling import Draw
 
-SYNSET = re.compile(r'n\d{8}')
 MOST_IN_A_ROW = 100  # unreadable images: then it is not the files
 
 
@@ -29,11 +29,6 @@ class Entry(NamedTuple):
     line: int
     path: str
     label: int | None
-
-
-def imagenet_synsets() -> list[str]:
-    """The 1,000 synset ids of ILSVRC 2012 in the order that weights and leaderboards mean: sorted."""
-    return ImageNetInfo('imagenet-1k').label_names()
 
 
 def read_list(file: str | Path, with_label: bool = True, num_classes: int | None = None) -> Iterator[Entry]:
@@ -80,6 +75,14 @@ def labels_of_folders(folders: Sequence[str], classes: Sequence[str] | None, whe
             f'is none of them'
         )
     return {name: label for label, name in enumerate(folders)}
+
+
+def _wrong_order(labels: Iterable[tuple[str, int]]) -> str:
+    """What to say of a list of ImageNet whose labels are surely in another order than everybody's; else nothing."""
+    order = label_order(labels)
+    if order in (None, 'sorted', 'other'):
+        return ''
+    return f'its labels are in the order: {ORDERS[order]}; {REMEDIES[order]}'
 
 
 @DATASETS.register_module()
@@ -151,8 +154,18 @@ class ImageList(CustomDataset):
 
     def _from_list(self) -> Iterator[tuple[str, int | None]]:
         count = self.num_classes or (len(self.CLASSES) if self.CLASSES is not None else None)
-        for entry in read_list(self.ann_file, self.with_label, count):
-            yield entry.path, entry.label
+        some = []  # of the entries, enough to tell the order of labels
+        try:
+            for place, entry in enumerate(read_list(self.ann_file, self.with_label, count)):
+                if place < 1000 or place % 25 == 0:
+                    some.append((entry.path, entry.label))
+                yield entry.path, entry.label
+        except ListError as error:
+            everything = read_list(self.ann_file, with_label=False)
+            hint = _wrong_order((e.path, e.label) for e in everything if e.label is not None)
+            raise ListError(f'{error} {hint}'.strip()) from error
+        if self.with_label and (hint := _wrong_order(some)):
+            print_log(f'{self.ann_file}: {hint}', logger='current', level=logging.WARNING)
 
     def _find_samples(self) -> list[tuple[str, int | None]]:
         if not self.with_label:

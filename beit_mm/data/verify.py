@@ -17,8 +17,9 @@ from rich.progress import track
 
 from . import ilsvrc
 from .cifar import CIFAR10, CIFAR100
-from .images import EXTENSIONS, SYNSET, Entry, imagenet_synsets, read_list
-from .loading import read_image
+from .ilsvrc import SYNSET, imagenet_synsets
+from .images import Entry, read_list
+from .loading import EXTENSIONS, read_image
 
 SHOWN = 5  # names in a message
 ADE_COUNTS = dict(training=20_210, validation=2_000)
@@ -44,7 +45,7 @@ class Report:
         lines = [f'  {text}' for text in self.facts]
         for what, remedy in self.problems:
             lines += [f'PROBLEM  {what}', f'    do:  {remedy}']
-        return '\n'.join([*lines, f'{len(self.problems)} problems' if self.problems else 'no problem found'])
+        return '\n'.join([*lines, f'{len(self.problems)} to mend' if self.problems else 'no problem found'])
 
 
 @dataclass
@@ -150,17 +151,11 @@ def check_entries(report: Report, file: Path, prefix: Path, scope: Scope, num_cl
             report.problem(
                 f'{file}: no label in line {few(bare)}', 'write `path label`, or use it with with_label=False'
             )
-        order = ilsvrc.label_order(labelled)
+        order = ilsvrc.label_order((entry.path, entry.label) for entry in labelled)
         if order is not None:
             report.fact(f'{file}: order of labels: {ilsvrc.ORDERS[order]}')
         if order not in (None, 'sorted'):
-            report.problem(
-                f'{file}: labels are in the order: {ilsvrc.ORDERS[order]}',
-                'translate each label: id -> synset (meta.mat of the devkit) -> place of the synset in sorted order, '
-                'from 0; or sort the images into folders named by synset and use no list'
-                if order != 'sorted from 1'
-                else 'subtract 1 from each label',
-            )
+            report.problem(f'{file}: labels are in the order: {ilsvrc.ORDERS[order]}', ilsvrc.REMEDIES[order])
         outside = [e for e in labelled if e.label < 0 or (num_classes is not None and e.label >= num_classes)]
         if outside:
             where = few(f'line {entry.line}: {entry.label}' for entry in outside)

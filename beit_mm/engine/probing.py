@@ -73,6 +73,8 @@ class ProbeHook(Hook):
     def _prepare(self, runner: Runner, evaluation) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model.eval()
+        for buffer in model.buffers():
+            dist.broadcast(buffer)  # BatchNorm's are each rank's own; the first rank's are those that are saved
         if not self.loaders:
             self._build(runner, evaluation)
         if isinstance(model, KNNProbe):

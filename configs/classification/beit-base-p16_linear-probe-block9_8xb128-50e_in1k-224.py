@@ -4,9 +4,9 @@
     python tools/train.py configs/classification/beit-base-p16_linear-probe-block9_8xb128-50e_in1k-224.py \
         --load-from FILE
 
-The paper's number: 56.7 % top-1 (DINO-B 78.2, MoCo v3-B 76.7). Not run by us. FILE: as in beit-base-p16_linear-probe.
-Differs from that: the mean of the patches of block 9 alone (the paper's choice), 50 epochs, all of train. The paper
-gives no start of the head; it is the official code's.
+The paper's number: 56.7 % top-1 (Table 9, BEiT-B); DINO-B has 78.2 there, MoCo v3-B 76.7. Not run by us. FILE: as in
+beit-base-p16_linear-probe. Differs from that: the mean of the patches of block 9 alone (the paper's choice), 50
+epochs, all of train. The paper gives no start of the head; it is the official code's.
 """
 
 _base_ = ['./beit-base-p16_linear-probe_8xb128-100e_in1k-224.py']

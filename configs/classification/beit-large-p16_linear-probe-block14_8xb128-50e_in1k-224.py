@@ -4,7 +4,7 @@
     python tools/train.py configs/classification/beit-large-p16_linear-probe-block14_8xb128-50e_in1k-224.py \
         --load-from FILE
 
-The paper's number: 73.5 % top-1 (MoCo v3-L 77.6). Not run by us. FILE: a BEiT-L.
+The paper's number: 73.5 % top-1 (Table 9, BEiT-L); MoCo v3-L has 77.6 there. Not run by us. FILE: a BEiT-L.
 Differs from beit-base-p16_linear-probe: BEiT-L, the mean of the patches of block 14 alone (the paper's choice), 50
 epochs, all of train. The paper gives no start of the head; it is the official code's.
 """

@@ -3,6 +3,7 @@
     python tools/train.py configs/classification/beit-mini-p8_ft-5pct_1xb64-100_digits-64.py \
         --load-from work_dirs/beit-mini-p8_dvae_1xb48-1500_embedded-64/iter_1500.pth
 
+Expected: 43.3 top-1, without --load-from 40.6 (ours, one run each, 30 s on one core).
 Differs from beit-mini-p8_ft-10pct in the share of the labels.
 """
 
