@@ -123,6 +123,25 @@ def configs_by_package() -> str:
     return "_base_='beit_mm::...' resolves, in the scope of the file it names"
 
 
+class _Closed:
+    """torch, whose `load` reads weights and runs nothing."""
+
+    def __getattr__(self, name: str):
+        import torch
+
+        return getattr(torch, name)
+
+    def load(self, file, map_location=None, **_):
+        import torch
+
+        from .checkpoints.load import HARMLESS, read
+
+        if isinstance(file, (str, Path)):
+            return read(file, map_location)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(file, map_location=map_location, weights_only=True)
+
+
 def checkpoints_read_closed() -> str:
     """mmengine opens checkpoints by torch.load's default, which since torch 2.6 refuses mmengine's own files, and
     which TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns into running whatever they hold. Ours is always weights_only.
@@ -136,6 +155,7 @@ def checkpoints_read_closed() -> str:
         return ''
     CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), loader=read, force=True)
     checkpoint.load_from_http = read  # for torchvision://, mmcls:// and the like, which look an address up
+    checkpoint.torch = _Closed()  # openmmlab:// and s3:// open files by torch.load
     return 'checkpoints are read with weights_only=True'
 
 

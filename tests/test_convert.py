@@ -18,9 +18,10 @@ from timm.models.beit import Beit as TimmBeit
 from torch import nn
 
 from beit_mm.checkpoints import convert_state_dict
+from beit_mm.checkpoints.convert import grid_of_index
 from beit_mm.checkpoints.errors import CheckpointError
 from beit_mm.checkpoints.formats import FORMATS
-from beit_mm.checkpoints.load import convert_file, read, state_dict_of, write
+from beit_mm.checkpoints.load import convert_file, of_beit_mm, read, state_dict_of, write
 from beit_mm.engine.checkpointing import FitWeightsHook
 from beit_mm.models import BEiTViT, MaskedImageModel, ViTPyramid
 from beit_mm.ops.relative_position import resize_positions, resize_table
@@ -548,3 +549,94 @@ def test_the_source_is_not_touched():
     for target in ('mmseg', 'hf', 'passl'):
         convert_state_dict(weights, target=target, grid=(6, 6))
     same(weights, before)
+
+
+@pytest.mark.parametrize('kind', ['classifier', 'masked', 'segmentor'])
+def test_paddles_weights_without_a_head_are_no_official_ones(kind):
+    """The names are the same then; the matrices lie the other way."""
+    weights = {key: value for key, value in ours(kind).state_dict().items() if key.startswith('backbone.')}
+    theirs, _ = convert_state_dict(weights, target='passl')
+    back, report = convert_state_dict(theirs)
+    assert report.source == 'passl'
+    assert set(back) == set(weights)
+    assert all(torch.equal(back[key], value) for key, value in weights.items())
+
+
+def test_a_table_for_all_blocks_and_one_for_each_are_added():
+    """timm's BEiT may have both; its own outputs say what they mean together."""
+    theirs = TimmBeit(
+        img_size=64, embed_dim=24, depth=2, num_heads=2, num_classes=3, use_rel_pos_bias=True,
+        use_shared_rel_pos_bias=True, use_abs_pos_emb=False,
+    ).eval()  # fmt: skip
+    randomised(theirs)
+    weights, report = convert_state_dict(theirs.state_dict(), tables='expand')
+    assert len(report.expanded) == 2
+    arch = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=96)
+    model = BEiTViT(arch, img_size=64, layer_scale_init_value=0).eval()
+    own = {key.removeprefix('backbone.'): value for key, value in weights.items() if key.startswith('backbone.')}
+    model.load_state_dict(own)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IMAGE)[0] @ theirs.head.weight.T + theirs.head.bias, theirs(IMAGE))
+    with pytest.raises(CheckpointError, match='there is a table for all blocks and'):
+        convert_state_dict(theirs.state_dict(), tables='share')
+
+
+def test_positions_of_a_rectangle_are_not_guessed():
+    """4 x 9 patches are as many as 6 x 6."""
+    model = BEiTViT(ARCH, img_size=(64, 144), variant='beit')
+    weights = {f'backbone.{key}': value for key, value in model.state_dict().items()}
+    randomised(model)
+    with pytest.raises(CheckpointError, match=r'fit 4 x 9 as well as 6 x 6 patches: .* \(--from-grid\)'):
+        convert_state_dict(weights, grid=(4, 9))
+    for grid in ((4, 9), (8, 8), (6, 6)):
+        resized, _ = convert_state_dict(weights, grid=grid, source_grid=(4, 9))
+        expected = resize_positions(model.pos_embed.detach(), (4, 9), grid)
+        assert torch.equal(resized['backbone.pos_embed'], expected)
+    with pytest.raises(CheckpointError, match='are not for 5 x 7 patches'):
+        convert_state_dict(weights, source_grid=(5, 7))
+    oblong = BEiTViT(ARCH, img_size=(64, 96), variant='beit').state_dict()
+    with pytest.raises(CheckpointError, match='of no square grid, so it cannot be resized'):
+        convert_state_dict(oblong, grid=(8, 8))
+
+
+@pytest.mark.parametrize('grid', [(1, 5), (4, 6), (6, 4), (2, 2)])
+def test_an_index_tells_every_grid(grid):
+    model = BEiTViT(ARCH, img_size=(16 * grid[0], 16 * grid[1]))
+    official, _ = convert_state_dict(model.state_dict(), target='unilm', source_grid=grid)
+    assert grid_of_index(official) == grid
+    back, _ = convert_state_dict(official)
+    assert all(torch.equal(back[f'backbone.{key}'], value) for key, value in model.state_dict().items())
+
+
+def test_slips_of_the_pen_are_named():
+    weights = ours('classifier').state_dict()
+    with pytest.raises(CheckpointError, match=r"drop='haed\.': no name starts so; there are backbone\., head\."):
+        convert_state_dict(weights, drop=('haed.',))
+    with pytest.raises(CheckpointError, match="interpolation='cubic' is none of geometric, bicubic, bilinear"):
+        convert_state_dict(weights, interpolation='cubic')
+    for grid in ((0, 4), (-3, 4), (4,)):
+        with pytest.raises(CheckpointError, match='a grid is two positive numbers'):
+            convert_state_dict(weights, grid=grid)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_preprocessing_travels_through_a_conversion(tmp_path, suffix):
+    carried = dict(mean=[127.5], std=[3.0], pooling='mean')
+    meta = dict(beit_mm=dict(preprocessing=carried, backbone=dict(type='beit_mm.BEiTViT')))
+    write(dict(state_dict=ours('classifier').state_dict(), meta=meta), tmp_path / 'ours.pth')
+    for target in ('beit_mm', 'mmpretrain', 'unilm'):
+        path = tmp_path / f'{target}{suffix}'
+        convert_file(tmp_path / 'ours.pth', path, None, target)
+        assert of_beit_mm(read(path)) == dict(preprocessing=carried)
+
+
+def test_half_precision_is_kept_and_resized_in_float(tmp_path):
+    weights = {key: value.bfloat16() for key, value in ours('classifier').state_dict().items()}
+    resized, _ = convert_state_dict(weights, grid=(6, 6))
+    name = 'backbone.layers.0.attn.relative_position_bias_table'
+    expected = resize_table(weights[name].float(), (4, 4), (6, 6)).bfloat16()
+    assert torch.equal(resized[name], expected)
+    assert {value.dtype for value in resized.values()} == {torch.bfloat16}
+    write(dict(state_dict=weights), tmp_path / 'half.pth')
+    convert_file(tmp_path / 'half.pth', tmp_path / 'half.pdparams', None, 'passl')  # NumPy has no bfloat16
+    assert torch.equal(read(tmp_path / 'half.pdparams')['backbone.cls_token'], weights['backbone.cls_token'].float())

@@ -73,7 +73,7 @@ def test_dead_codes_are_revived_and_their_moments_forgotten(caplog):
     ]
     state = runner.optim_wrapper.optimizer.state
     for parameter in (model.to_logits.weight, model.codebook.weight):
-        assert (state[parameter]['exp_avg'][dead] == 0).all()
+        assert (state[parameter]['exp_avg'][changed] == 0).all()
         assert (state[parameter]['exp_avg'][~dead] != 0).any()
     assert (model.code_counts == 0).all()
 

@@ -5,6 +5,9 @@ import logging
 import os
 import pickle
 import random
+import struct
+import zipfile
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -15,7 +18,7 @@ from mmengine.model import PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from safetensors.torch import save_file
 
-from beit_mm.checkpoints import load
+from beit_mm.checkpoints import convert_state_dict, load
 from beit_mm.checkpoints.fit import fit
 from beit_mm.checkpoints.load import CheckpointError, read, sha256, state_dict_of, write
 from beit_mm.models.backbone import BEiTViT
@@ -86,6 +89,158 @@ def test_mmengines_own_training_checkpoints_are_read(tmp_path):
         read(tmp_path / 'bad.pth')
 
 
+TABLE = 'backbone.layers.0.attn.relative_position_bias_table'
+
+
+def forged(kind: bytes, raw: bytes = b'A' * 8) -> bytes:
+    """A pickle of an array of one number whose dtype is `kind`, a pickled object."""
+    text = raw.decode('latin1').encode()
+    data = b'c_codecs\nencode\n(X' + struct.pack('<I', len(text)) + text + b'X\x06\x00\x00\x00latin1tR'
+    empty = b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85X\x01\x00\x00\x00btR'
+    return empty + b'(K\x01K\x01\x85' + kind + b'\x89' + data + b'tb'
+
+
+OBJECTS = b'cnumpy\ndtype\n(X\x02\x00\x00\x00O8\x89\x88tR'
+# Its object flags taken away by a state: NumPy would take the eight bytes for an address and go there
+OBJECTS_WITHOUT_FLAGS = OBJECTS + b'(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb'
+FLOATS = (
+    b'cnumpy\ndtype\n(X\x02\x00\x00\x00f8\x89\x88tR(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb'
+)
+
+
+@pytest.mark.parametrize('suffix', ['.pdparams', '.pth'])
+def test_arrays_are_numbers_and_no_addresses(tmp_path, suffix):
+    def file(array: bytes) -> Path:
+        content, path = b'\x80\x02}X\x01\x00\x00\x00a' + array + b's.', tmp_path / f'forged{suffix}'
+        if suffix == '.pdparams':
+            path.write_bytes(content)
+        else:
+            torch.save({}, tmp_path / 'empty.pth')
+            with zipfile.ZipFile(tmp_path / 'empty.pth') as empty, zipfile.ZipFile(path, 'w') as whole:
+                for name in empty.namelist():
+                    whole.writestr(name, content if name.endswith('data.pkl') else empty.read(name))
+        return path
+
+    number = struct.pack('<d', 2.5)
+    assert float(read(file(forged(FLOATS, number)))['a'][0]) == 2.5
+    for array in (
+        forged(OBJECTS),
+        forged(OBJECTS_WITHOUT_FLAGS),
+        forged(FLOATS, number * 2),
+        forged(FLOATS, number[:4]),
+    ):
+        with pytest.raises(CheckpointError, match=rf'forged\{suffix}'):
+            read(file(array))
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (dict(model={'a': [1, 2]}), 'a is no weight but list'),
+        (dict(state_dict={3: torch.ones(1)}), '3 is no name of a weight'),
+        ({'a': torch.ones(2, 2).to_sparse()}, 'a is sparse'),
+        ({'a': torch.ones(1, device='meta')}, 'a is without data'),
+    ],
+)
+def test_what_is_no_weight_is_named(tmp_path, content, message):
+    torch.save(content, tmp_path / 'odd.pth')
+    for way in (
+        lambda: load.convert_file(tmp_path / 'odd.pth', tmp_path / 'out.pth', None, 'unilm'),
+        lambda: BEiTViT(ARCH, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'odd.pth'))).init_weights(),
+        lambda: TokenTarget(dict(type='beit_mm.KMeansTokenizer', vocab_size=4), str(tmp_path / 'odd.pth')),
+    ):
+        with pytest.raises(CheckpointError, match=rf'odd\.pth: {message}'):
+            way()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'backbone.cls_token': torch.ones(32)}, r'backbone\.cls_token is \(32,\), and no cls_token looks like that'),
+        (
+            {TABLE: torch.ones(2, 2)},
+            'and no relative_position_bias_table',
+        ),
+        (
+            {'blocks.0.norm1.weight': torch.ones(32)},
+            r'two formats are mixed: most are ours, but \w+ has blocks\.0',
+        ),
+        ({'beit.encoder.layer.0.lambda_1': torch.ones(32)}, 'two formats are mixed: most are ours, but hf has beit'),
+    ],
+)
+def test_what_cannot_be_a_backbone_is_named(tmp_path, change, message):
+    write(dict(state_dict={**prefixed(BEiTViT(ARCH, img_size=32)), **change}), tmp_path / 'mixed.pth')
+    model = BEiTViT(ARCH, img_size=32, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'mixed.pth')))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf'mixed\.pth: .*{message}'):
+        model.init_weights()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_name_that_all_keys_start_with_is_no_obstacle(tmp_path):
+    source = BEiTViT(ARCH, img_size=32)
+    for start in ('model.', 'encoder.backbone.', 'module.model.'):
+        write(
+            dict(state_dict={start + key: value for key, value in source.state_dict().items()}), tmp_path / 'deep.pth'
+        )
+        model = BEiTViT(ARCH, img_size=32, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'deep.pth')))
+        model.init_weights()
+        assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+    start = dict(type='Pretrained', checkpoint=str(tmp_path / 'deep.pth'), prefix='module.model')  # no dot at its end
+    write(dict(state_dict={f'module.model.{k}': v for k, v in source.state_dict().items()} | {'x.y': torch.ones(1)}),
+          tmp_path / 'deep.pth')  # fmt: skip
+    model = BEiTViT(ARCH, img_size=32, init_cfg=start)
+    model.init_weights()
+    assert torch.equal(model.cls_token, source.cls_token)
+
+
+@pytest.mark.parametrize('kind', ['tables', 'positions'])
+@pytest.mark.parametrize('way', ['index buffers', 'our own meta'])
+@pytest.mark.parametrize('sizes', [((64, 96), (96, 128)), ((64, 96), (96, 64))])
+def test_rectangles_are_resized_on_loading(tmp_path, kind, way, sizes):
+    """4 x 6 patches to 6 x 8, and to 6 x 4, for which there are as many rows: by the grid, not by their number."""
+    if kind == 'positions' and way == 'index buffers':
+        pytest.skip('positions have no index beside them')
+    small, large = sizes
+    arguments = dict(use_abs_pos_emb=kind == 'positions', use_rel_pos_bias=kind == 'tables')
+    source = BEiTViT(ARCH, img_size=small, **arguments)
+    with torch.no_grad():
+        for name, parameter in source.named_parameters():
+            if 'table' in name or 'pos_embed' in name:
+                parameter.normal_()
+    grids = [(h // 16, w // 16) for h, w in sizes]
+    if way == 'index buffers':
+        weights = convert_state_dict(prefixed(source), target='unilm', source_grid=grids[0])[0]
+        write(dict(model=weights), tmp_path / 'start.pth')
+    else:
+        carried = dict(backbone=dict(type='beit_mm.BEiTViT', img_size=small, patch_size=16))
+        write(dict(state_dict=prefixed(source), meta=dict(beit_mm=carried)), tmp_path / 'start.pth')
+    start = dict(type='Pretrained', checkpoint=str(tmp_path / 'start.pth'))
+    model = BEiTViT(ARCH, img_size=large, **arguments, init_cfg=start)
+    model.init_weights()
+    if kind == 'positions':
+        assert torch.equal(model.pos_embed, resize_positions(source.pos_embed, *grids))
+    else:
+        for block, before in zip(model.layers, source.layers, strict=True):
+            expected = resize_table(before.attn.relative_position_bias_table, *grids)
+            assert torch.equal(block.attn.relative_position_bias_table, expected)
+
+
+def test_what_a_file_is_that_is_none_of_weights(tmp_path):
+    for content, message in (
+        (b'version https://git-lfs.github.com/spec/v1\noid', 'this is a pointer of Git LFS'),
+        (b'{"metadata": {}, "weight_map": {}}', 'this is JSON, not weights'),
+        (b'\xef\xbb\xbf <!-- x --><html>', 'this is a web page'),
+        ('<!DOCTYPE html>'.encode('utf-16'), 'this is a web page'),
+        (b'<Error><Code>AccessDenied', 'this is a web page'),
+    ):
+        (tmp_path / 'b.pth').write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf'b\.pth: {message}'):
+            read(tmp_path / 'b.pth')
+    save_file(dict(a=torch.ones(2)), tmp_path / 'b.bin')  # by its content, whatever it is called
+    assert torch.equal(read(tmp_path / 'b.bin')['a'], torch.ones(2))
+
+
 def test_a_trusted_file_is_read_whatever_it_holds(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(load, '_trusted', set())
     marker, path = tmp_path / 'ran', tmp_path / 'old.pth'
@@ -109,7 +264,8 @@ def test_files_with_an_address_are_read_closed_too(tmp_path, monkeypatch):
 
     def answer(url, path, **_):
         asked.append(url)
-        torch.save(dict(payload=Payload(tmp_path / 'ran')) if 'bad' in url else dict(state_dict={}), path)
+        content = dict(state_dict={}, version=2) if 'v2' in url else dict(state_dict={})
+        torch.save(dict(payload=Payload(tmp_path / 'ran')) if 'bad' in url else content, path)
 
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     monkeypatch.setattr(torch.hub, 'download_url_to_file', answer)
@@ -117,7 +273,8 @@ def test_files_with_an_address_are_read_closed_too(tmp_path, monkeypatch):
         assert reader('https://example.org/v1/good.pth') == dict(state_dict={})
         with pytest.raises(CheckpointError, match=r'bad\.pth: holds Python objects'):
             reader('http://example.org/bad.pth?download=1')
-    assert asked == ['https://example.org/v1/good.pth', 'http://example.org/bad.pth?download=1']  # once each
+        assert reader('https://example.org/v2/good.pth') == dict(state_dict={}, version=2)  # another file of that name
+    assert len(asked) == len(set(asked)) == 3  # once each
     assert not (tmp_path / 'ran').exists()
     monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *_: (_ for _ in ()).throw(URLError('no network')))
     with pytest.raises(CheckpointError, match=r'https://example\.org/x\.pth: not downloaded \(.*no network.*its path'):

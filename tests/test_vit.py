@@ -259,4 +259,4 @@ def test_timms_released_names_are_known():
         converted, report = convert_state_dict(weights)
         assert report.source == 'vit'
         assert len(converted) == len(weights)
-    assert state_dict_of(dict(teacher=dict(a=1), student=dict(a=2))) == dict(a=1)
+    assert set(state_dict_of(dict(teacher=dict(a=torch.ones(1)), student=dict(b=torch.ones(1))))) == {'a'}

@@ -18,18 +18,35 @@ def main() -> None:
     parser.add_argument(
         '--grid', type=int, nargs=2, metavar=('H', 'W'), help='patches to resize positions and tables to'
     )
+    parser.add_argument(
+        '--from-grid',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='patches they are for, if not a square (default: find out)',
+    )
     parser.add_argument('--interpolation', default='geometric', choices=['geometric', 'bicubic', 'bilinear'])
     parser.add_argument(
         '--tables', default='keep', choices=['keep', 'expand', 'share'], help='one table, or one per block'
     )
-    parser.add_argument('--drop', nargs='+', default=(), metavar='PREFIX', help='our names to leave out, such as head.')
+    parser.add_argument(
+        '--drop', nargs='+', action='extend', default=[], metavar='PREFIX', help='our names to leave out, such as head.'
+    )
     parser.add_argument('--trust-checkpoint', action='store_true', help='SRC holds Python objects: let it run code')
     args = parser.parse_args()
     if args.trust_checkpoint:
         trust(args.source)
     source = None if args.form == 'auto' else args.form
     report = convert_file(
-        args.source, args.destination, source, args.to, args.grid, args.interpolation, args.tables, tuple(args.drop)
+        args.source,
+        args.destination,
+        source,
+        args.to,
+        args.grid,
+        args.interpolation,
+        args.tables,
+        tuple(args.drop),
+        args.from_grid,
     )
     print(f'{args.destination}: {report}')
 

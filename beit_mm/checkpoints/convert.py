@@ -24,6 +24,7 @@ Weights = dict[str, torch.Tensor]
 TABLE, SHARED = 'relative_position_bias_table', 'backbone.rel_pos_bias.relative_position_bias_table'
 POSITIONS = 'backbone.pos_embed'
 SHOWN = 5  # names in an error
+INTERPOLATIONS = ('geometric', 'bicubic', 'bilinear')
 
 
 @dataclass
@@ -57,10 +58,12 @@ def convert_state_dict(
     interpolation: str = 'geometric',
     tables: str = 'keep',
     drop: tuple[str, ...] = (),
+    source_grid: Grid | None = None,
 ) -> tuple[Weights, ConversionReport]:
     """(weights under the target's names, report). The tensors are those of the source wherever nothing changes them.
 
     source, target: names of FORMATS; source None finds out. grid: (h, w) patches to resize tables and positions to.
+    source_grid: (h, w) patches that they are for; by default what the index buffers say, else the square that fits.
     interpolation: `geometric` (the official one for tables; bicubic for positions), `bicubic` or `bilinear`.
     tables: `keep`; `expand` gives every block its own copy of a shared one; `share` the other way, where all blocks
     agree. drop: prefixes of our names to leave out, such as `head.`.
@@ -69,22 +72,30 @@ def convert_state_dict(
     """
     if target not in FORMATS:
         raise CheckpointError(f'there is no format {target!r}; there are {", ".join(FORMATS)}')
+    if interpolation not in INTERPOLATIONS:
+        raise CheckpointError(f'interpolation={interpolation!r} is none of {", ".join(INTERPOLATIONS)}')
+    for named in (grid, source_grid):
+        if named is not None and not (len(named) == 2 and all(isinstance(n, int) and n > 0 for n in named)):
+            raise CheckpointError(f'a grid is two positive numbers, patches down and across, and not {named}')
     state_dict = stripped(state_dict)
     form, table = recognise(state_dict, source)
     report = ConversionReport(form.name, target)
     weights = _to_ours(state_dict, form, table, report)
-    for name in [name for name in weights if drop and name.startswith(drop)]:
-        report.dropped.append(name)
-        del weights[name]
+    check_shapes(weights)
+    for prefix in drop:
+        names = [name for name in weights if name.startswith(prefix)]
+        if not names:
+            starts = sorted({name.split('.')[0] + '.' for name in weights})
+            raise CheckpointError(f'drop={prefix!r}: no name starts so; there are {few(starts, SHOWN)}')
+        report.dropped += names
+        weights = {name: value for name, value in weights.items() if name not in names}
     if tables == 'expand' or (tables == 'keep' and target == 'mmseg'):  # which knows no shared table
         _expand(weights, report)
     elif tables == 'share':
         _share(weights)
     elif tables != 'keep':
         raise CheckpointError(f'tables={tables!r} is none of keep, expand, share')
-    own_grid = grid_of(weights, state_dict)
-    if grid is not None and own_grid is None and _is_for(weights, tuple(grid)):
-        own_grid = tuple(grid)  # a rectangle, whose own grid was given
+    own_grid = _own_grid(weights, state_dict, source_grid, grid)
     if grid is not None:
         _resize(weights, own_grid, tuple(grid), interpolation, report)
     converted = _from_ours(weights, FORMATS[target], tuple(grid) if grid else own_grid, report)
@@ -125,7 +136,7 @@ def recognise(state_dict: Weights, source: str | None = None) -> tuple[Format, d
         for table in form.layouts:
             rename = Renaming(table)
             unknown = [key for key in keys if rename(key) is None]
-            if not unknown and _is_of_this_pyramid(keys, table):
+            if not unknown and _is_of_this_pyramid(keys, table) and _lies_so(state_dict, form):
                 # Formats that differ in the index buffers only: the one that has them, if they are there
                 return _preferred(form, indexed, keys, source), table
             candidates.append((len(unknown), len(keys), form, unknown))
@@ -142,6 +153,14 @@ def recognise(state_dict: Weights, source: str | None = None) -> tuple[Format, d
         f'no BEiT in a known format{f" ({source})" if source else ""}: the nearest is {form.name}, which does not '
         f'know {few(sorted(unknown), SHOWN)}'
     )
+
+
+def _lies_so(state_dict: Weights, form: Format) -> bool:
+    """Whether the matrices lie as the format has them; PASSL's names without a head are unilm's."""
+    for key, value in state_dict.items():
+        if key.endswith('attn.qkv.weight') and value.ndim == 2:
+            return value.shape[int(form.transposed)] == 3 * value.shape[int(not form.transposed)]
+    return True
 
 
 def _is_of_this_pyramid(keys: set[str], table: dict[str, str]) -> bool:
@@ -248,12 +267,15 @@ def _expand(weights: Weights, report: ConversionReport) -> None:
         table = weights.pop(SHARED)
         for name in [name for name in weights if name.endswith('attn.qkv.weight')]:
             own = name.replace('qkv.weight', TABLE)
-            weights[own] = table.clone()
+            # timm's BEiT may have both, and adds them
+            weights[own] = weights[own] + table if own in weights else table.clone()
             report.expanded.append(own)
 
 
 def _share(weights: Weights) -> None:
     names = [name for name in weights if name.endswith(f'attn.{TABLE}')]
+    if names and SHARED in weights:
+        raise CheckpointError(f'there is a table for all blocks and {names[0]}; to add them: tables=expand')
     for name in names:
         if not torch.equal(weights[name], weights[names[0]]):
             raise CheckpointError(f'one table for all blocks: {name} differs from {names[0]}')
@@ -263,16 +285,24 @@ def _share(weights: Weights) -> None:
             del weights[name]
 
 
-def grid_of(weights: Weights, source: Weights) -> Grid | None:
-    """The grid of tables and positions: from an index buffer, which knows rectangles, else the square that fits."""
+def grid_of_index(source: Weights) -> Grid | None:
+    """The grid that an index buffer was made for, rectangles too; None without one."""
     for key, value in source.items():
-        if key.endswith(INDEX) and value.ndim == 2 and len(value) > 2:
-            first = value[1, 1:].tolist()
-            width = next((i for i in range(1, len(first)) if first[i] != first[i - 1] - 1), len(first))
-            return len(first) // width, width
+        if key.endswith(INDEX) and value.ndim == 2 and len(value) > 1:
+            patches = len(value) - 1
+            for height in range(1, patches + 1):
+                grid = (height, patches // height)
+                fits = patches % height == 0 and num_offsets(grid) == int(value.max()) + 1
+                if fits and torch.equal(relative_position_index(grid), value.cpu().long()):
+                    return grid
+    return None
+
+
+def square_of(weights: Weights) -> Grid | None:
+    """The square grid that tables, or positions, are for; None where none fits."""
     for name, value in weights.items():
         if name.endswith(TABLE):
-            side = (math.isqrt(len(value) - NUM_CLASS_ROWS) + 1) // 2
+            side = (math.isqrt(max(len(value) - NUM_CLASS_ROWS, 0)) + 1) // 2
             return (side, side) if num_offsets((side, side)) == len(value) else None
     if POSITIONS in weights:
         side = math.isqrt(weights[POSITIONS].shape[1] - 1)
@@ -280,8 +310,49 @@ def grid_of(weights: Weights, source: Weights) -> Grid | None:
     return None
 
 
+def _own_grid(weights: Weights, source: Weights, given: Grid | None, wanted: Grid | None) -> Grid | None:
+    """The grid that tables and positions are for. Raises CheckpointError where it would have to be guessed."""
+    if given is not None:
+        if not _is_for(weights, tuple(given)):
+            raise CheckpointError(f'tables and positions are not for {given[0]} x {given[1]} patches')
+        return tuple(given)
+    found, square = grid_of_index(source), square_of(weights)
+    if found is not None or wanted is None or not _is_for(weights, tuple(wanted)) or square == tuple(wanted):
+        return found or square
+    if square is not None and _has_positions(weights):
+        raise CheckpointError(
+            f'tables and positions fit {wanted[0]} x {wanted[1]} as well as {square[0]} x {square[1]} patches: which '
+            f'are they for? Give the source_grid (--from-grid)'
+        )
+    return tuple(wanted)
+
+
+def _has_positions(weights: Weights) -> bool:
+    return POSITIONS in weights or any(name.endswith(TABLE) for name in weights)
+
+
 def _is_for(weights: Weights, grid: Grid) -> bool:
-    return all(len(value) == num_offsets(grid) for name, value in weights.items() if name.endswith(TABLE))
+    tables = all(len(value) == num_offsets(grid) for name, value in weights.items() if name.endswith(TABLE))
+    return tables and (POSITIONS not in weights or weights[POSITIONS].shape[1] == 1 + grid[0] * grid[1])
+
+
+SHAPES = {  # dimensions of what is looked at more closely than by its name
+    'cls_token': 3,
+    'mask_token': 3,
+    'pos_embed': 3,
+    'patch_embed.projection.weight': 4,
+    TABLE: 2,
+    'attn.qkv.weight': 2,
+}
+
+
+def check_shapes(weights: Weights) -> None:
+    """Raise CheckpointError, with the name, for a weight of a backbone that cannot be what it is called."""
+    for name, value in weights.items():
+        for end, dimensions in SHAPES.items():
+            wrong = value.ndim != dimensions or (end == TABLE and len(value) <= NUM_CLASS_ROWS)
+            if wrong and name.startswith('backbone.') and name.endswith(end):
+                raise CheckpointError(f'{name} is {tuple(value.shape)}, and no {end} looks like that')
 
 
 def _resize(weights: Weights, own: Grid | None, grid: Grid, interpolation: str, report: ConversionReport) -> None:
@@ -290,11 +361,25 @@ def _resize(weights: Weights, own: Grid | None, grid: Grid, interpolation: str, 
             continue
         if own is None:
             raise CheckpointError(f'{name}: {tuple(weights[name].shape)} is of no square grid, so it cannot be resized')
+        value = weights[name].float()  # half precision would be resized in its own
         if name == POSITIONS:
             mode = 'bicubic' if interpolation == 'geometric' else interpolation
-            resized = resize_positions(weights[name], own, grid, mode)
+            resized = resize_positions(value, own, grid, mode)
         else:
-            resized = resize_table(weights[name], own, grid, interpolation)
-        if resized is not weights[name]:
-            weights[name] = resized
+            resized = resize_table(value, own, grid, interpolation)
+        if resized is not value:
+            weights[name] = resized.to(weights[name].dtype)
             report.resized.append(name)
+
+
+def mixed_in(keys: Iterable[str]) -> tuple[str, list[str]]:
+    """(a format, those of the keys that are its names for parts of a backbone, though not ours); ('', []) for none."""
+    ours = [Renaming(table) for table in FORMATS['beit_mm'].layouts]
+    left = [key for key in keys if not key.endswith(INDEX) and not any(rename(key) for rename in ours)]
+    for form in FORMATS.values():
+        for table in form.layouts:
+            rename = Renaming(table)
+            names = [key for key in left if 'backbone.layers.' in f'backbone.{rename(_merged(key, form))}']
+            if names:
+                return form.name, names
+    return '', []

@@ -3,35 +3,65 @@
 import logging
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from ..ops.pixels import inflate_bands
-from ..ops.relative_position import NUM_CLASS_ROWS, num_offsets, resize_positions, resize_table
-from .convert import convert_state_dict, few, stripped
+from ..ops.relative_position import NUM_CLASS_ROWS, Grid, num_offsets, resize_positions, resize_table
+from .convert import check_shapes, convert_state_dict, few, grid_of_index, mixed_in, stripped
 from .errors import CheckpointError
+from .load import of_beit_mm
 
 
-def as_ours(weights: dict[str, torch.Tensor], prefix: str = '') -> tuple[dict[str, torch.Tensor], str]:
-    """(weights under our names, with `backbone.` in front of the backbone's; what was done about them).
+class Ours(NamedTuple):
+    """Weights under our names, `backbone.` in front of the backbone's; what was done about them, for a log; and the
+    grid (h, w) of patches that its tables and positions are for, where that is known."""
 
-    Any format of formats.py is converted; what has our names for a backbone's blocks stays as it is, whatever it holds
-    besides. prefix: only the keys that start with it, without it. Raises CheckpointError for a prefix that no key has
-    and for an unknown format.
+    weights: dict[str, torch.Tensor]
+    done: str
+    grid: Grid | None
+
+
+def as_ours(weights: dict[str, torch.Tensor], prefix: str = '', grid: Grid | None = None) -> Ours:
+    """Weights of any format of formats.py; what has our names for a backbone's blocks stays as it is, whatever it holds
+    besides.
+
+    prefix: only the keys that start with it, without it; one part of a name that all keys share is found without.
+    grid: of the tables and positions, if known; index buffers know better. Raises CheckpointError for a prefix that no
+    key has, an unknown format, and keys of two formats.
     """
-    weights = stripped(weights)
+    weights, done = stripped(weights), ''
     if prefix:
         starts = sorted({key.split('.')[0] for key in weights})
-        weights = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+        dotted = prefix if prefix.endswith('.') or any(key == prefix for key in weights) else f'{prefix}.'
+        weights = {key[len(dotted) :]: value for key, value in weights.items() if key.startswith(dotted)}
         if not weights:
             raise CheckpointError(f'no key starts with the prefix {prefix!r}; they start with {few(starts, 8)}')
+    while not _has_our_blocks(weights):
+        first = {key.partition('.')[0] for key in weights}
+        if len(first) != 1 or first <= {'backbone', 'beit'} or not all('.' in key for key in weights):
+            break
+        (shared,) = first
+        inside = {key.partition('.')[2]: value for key, value in weights.items()}
+        weights, done = inside, f'{done}without {shared!r}, with which all names start; '
     if 'layers.0.ln1.weight' in weights:
         weights = {f'backbone.{key}': value for key, value in weights.items()}
+    grid = grid_of_index(weights) or grid
     if 'backbone.layers.0.ln1.weight' in weights:
         # beit2mmseg.py leaves the patch embedding under its official name too
-        return {key: value for key, value in weights.items() if '.patch_embed.proj.' not in key}, ''
+        weights = {key: value for key, value in weights.items() if '.patch_embed.proj.' not in key}
+        other, names = mixed_in(weights)
+        if names:
+            raise CheckpointError(f'keys of two formats are mixed: most are ours, but {other} has {few(names, 4)}')
+        check_shapes(weights)
+        return Ours(weights, done, grid)
     weights, report = convert_state_dict(weights)
-    return weights, f'{report}; '
+    return Ours(weights, f'{done}{report}; ', grid)
+
+
+def _has_our_blocks(weights: dict[str, torch.Tensor]) -> bool:
+    return any(f'{start}layers.0.ln1.weight' in weights for start in ('', 'backbone.'))
 
 
 @dataclass
@@ -71,17 +101,19 @@ MAY_BE_MISSING = ('ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias', 'mask_toke
 def fit(
     weights: dict[str, torch.Tensor],
     own: dict[str, torch.Tensor],
-    grid: tuple[int, int],
+    grid: Grid,
     prefix: str = 'backbone.',
     interpolation: str = 'bicubic',
     partial: bool = False,
+    source_grid: Grid | None = None,
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
     """Fit weights to a model whose state dict is `own` and whose backbone (under `prefix`) has `grid` patches.
 
     A shared relative position table is expanded to all blocks, tables and positions are resized, the patch
     embedding is inflated to more bands, heads of another shape or name keep their initial values. Raises
     CheckpointError when any other part of the backbone is missing, left over or of another shape; with `partial`
-    such a part keeps its initial value, as long as there is a part that fits.
+    such a part keeps its initial value, as long as there is a part that fits. source_grid: of the weights' tables and
+    positions; without it the square that fits.
     """
     report = LoadReport()
     given = weights
@@ -90,7 +122,8 @@ def fit(
     shared = prefix + SHARED_TABLE
     if shared in weights and shared not in own and per_block:
         table = weights.pop(shared)
-        weights.update({key: table.clone() for key in per_block})
+        # timm's BEiT may have both, and adds them
+        weights.update({key: weights[key] + table if key in weights else table.clone() for key in per_block})
         report.expanded = list(per_block)
     fitted = {}
     refused = []
@@ -102,8 +135,9 @@ def fit(
             else:
                 report.dropped.append(key)
             continue
-        if in_backbone and value.shape != own[key].shape:
-            value = _resized(key, value, own[key].shape, grid, interpolation)
+        other_grid = source_grid not in (None, grid) and key.endswith((TABLE, 'pos_embed'))
+        if in_backbone and (value.shape != own[key].shape or other_grid):
+            value = _resized(key, value, own[key].shape, grid, interpolation, source_grid)
             if value.shape == own[key].shape:
                 fate = report.expanded if key.endswith(PATCH_EMBEDDING) else report.resized
                 fate.append(key)
@@ -162,16 +196,36 @@ def _difference(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor], 
 
 
 def _resized(
-    key: str, value: torch.Tensor, wanted: torch.Size, grid: tuple[int, int], interpolation: str
+    key: str,
+    value: torch.Tensor,
+    wanted: torch.Size,
+    grid: Grid,
+    interpolation: str,
+    source_grid: Grid | None,
 ) -> torch.Tensor:
-    """Tables and positions of another square grid resized to `grid`, bands inflated; all else as it is."""
+    """Tables and positions of another grid resized to `grid`, bands inflated; all else as it is."""
     if key.endswith(PATCH_EMBEDDING) and value.ndim == 4 and (wanted[1] == 1 or wanted[1] > value.shape[1]):
         return inflate_bands(value, wanted[1])
-    if key.endswith(TABLE):
-        side = (math.isqrt(value.shape[0] - NUM_CLASS_ROWS) + 1) // 2
-        return resize_table(value, (side, side), grid) if num_offsets((side, side)) == value.shape[0] else value
-    if key.endswith('pos_embed'):
-        side = math.isqrt(value.shape[1] - 1)
-        if side * side == value.shape[1] - 1:
-            return resize_positions(value, (side, side), grid, interpolation)
+    if key.endswith(TABLE) and value.ndim == 2:
+        side = (math.isqrt(max(value.shape[0] - NUM_CLASS_ROWS, 0)) + 1) // 2
+        source = source_grid if source_grid and num_offsets(source_grid) == len(value) else (side, side)
+        if num_offsets(source) == len(value):
+            return resize_table(value.float(), source, grid).to(value.dtype)
+    if key.endswith('pos_embed') and value.ndim == 3:
+        patches = value.shape[1] - 1
+        side = math.isqrt(max(patches, 0))
+        source = source_grid if source_grid and source_grid[0] * source_grid[1] == patches else (side, side)
+        if source[0] * source[1] == patches:
+            return resize_positions(value.float(), source, grid, interpolation).to(value.dtype)
     return value
+
+
+def grid_of_ours(checkpoint: dict) -> Grid | None:
+    """The grid of patches that a checkpoint of beit_mm says it was trained at; None for others."""
+    backbone = of_beit_mm(checkpoint).get('backbone')
+    size = backbone.get('img_size', 224) if isinstance(backbone, dict) else None
+    patch = backbone.get('patch_size', 16) if isinstance(backbone, dict) else None
+    sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
+    if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in (*sides, patch)):
+        return None
+    return sides[0] // patch, sides[1] // patch

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -11,31 +12,34 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
+from .arrays import STAND_INS
 from .convert import ConversionReport, convert_state_dict
 from .errors import CheckpointError
-from .formats import Renaming
+from .foreign import read_flax, read_paddle
 
 
 class PickledModule:
     """What stands for a module of OpenAI's encoder.pkl and decoder.pkl: its attributes, and none of its code."""
 
-    def parameters(self, prefix: str = '') -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of this module and of those inside, as in a state dict."""
-        for name, value in vars(self).get('_parameters', {}).items():
-            if value is not None:
-                yield prefix + name, value.detach()
-        for name, module in vars(self).get('_modules', {}).items():
-            if isinstance(module, PickledModule):
-                yield from module.parameters(f'{prefix}{name}.')
+
+def _parameters(module: PickledModule, prefix: str = '') -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of a module and of those inside, as in a state dict. A file can have put anything anywhere."""
+    if prefix.count('.') > DEEPEST:
+        raise ValueError('a module that is inside of itself')
+    for name, value in dict(vars(module).get('_parameters') or {}).items():
+        if value is not None:
+            yield prefix + name, value.detach()
+    for name, inside in dict(vars(module).get('_modules') or {}).items():
+        if isinstance(inside, PickledModule):
+            yield from _parameters(inside, f'{prefix}{name}.')
 
 
+DEEPEST = 16  # modules inside of each other; OpenAI's are six deep
 OF_DALLE = (  # OpenAI dall_e 0.1: the classes in its pickles
     'dall_e.encoder.Encoder',
     'dall_e.encoder.EncoderBlock',
@@ -63,17 +67,7 @@ HARMLESS = [
     *((PickledModule, name) for name in OF_DALLE),
     HistoryBuffer,  # mmengine's training checkpoints, with NumPy's arrays and scalars
     (_statistic, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type)),
-    *(
-        (made, f'numpy.{core}.multiarray.{name}')
-        for core in ('core', '_core')
-        for name, made in (
-            ('scalar', np._core.multiarray.scalar),
-            ('_reconstruct', np._core.multiarray._reconstruct),
-        )
-    ),
+    *((made, name) for name, made in STAND_INS.items()),
 ]
 _trusted: set[Path] = set()
 
@@ -92,16 +86,42 @@ def trust(filename: str | os.PathLike) -> None:
 def local_file(filename: str | os.PathLike) -> Path:
     """The path of a checkpoint; one that is named by an http(s) address is downloaded, once, to torch's hub folder."""
     name = str(filename)
-    if not name.startswith(('http://', 'https://')):
+    if not name.lower().startswith(('http://', 'https://')):
         return Path(name).expanduser()
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(name).path).name
+    # Most addresses at Hugging Face end in the same file name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / f'{digest}-{Path(urlparse(name).path).name}'
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(name, str(path))
         except OSError as error:
             raise CheckpointError(f'{name}: not downloaded ({error}). Fetch it yourself and give its path') from error
+        if said := not_weights(path):
+            path.unlink()
+            raise CheckpointError(f'{name}: {said}')
     return path
+
+
+SIGNATURES = (  # how a file starts that is no file of weights, in small letters: what it is
+    ((b'<!', b'<html', b'<head', b'<?xml', b'<error'), 'this is a web page, not weights; an error page was the answer'),
+    (
+        (b'version https://git-lfs',),
+        'this is a pointer of Git LFS; run `git lfs pull` where it is from',
+    ),
+    ((b'{',), 'this is JSON, not weights; give the files that it names, one by one'),
+)
+
+
+def not_weights(path: Path) -> str:
+    """What a file is, from how it starts, if that is a known mistake; else an empty string."""
+    with open(path, 'rb') as file:
+        start = file.read(512)
+    text = start.decode('utf-16', 'ignore').encode() if start[:2] in (b'\xff\xfe', b'\xfe\xff') else start
+    text = text.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
+    if not start:
+        return 'the file is empty; the run that wrote it was cut off. Use an older one'
+    return next((said for starts, said in SIGNATURES if text.startswith(starts)), '')
 
 
 def read(filename: str | os.PathLike, map_location=None) -> dict:
@@ -115,24 +135,19 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
         near = sorted(p.name for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
         hint = f'; that folder has {", ".join(near)}' if near else ''
         raise CheckpointError(f'{path}: there is no such checkpoint{hint}')
-    with open(path, 'rb') as file:
-        start = file.read(512).lstrip().lower()
-    if not start:
-        raise CheckpointError(f'{path}: the file is empty; the run that wrote it was cut off. Use an older one')
-    if start.startswith((b'<!doctype', b'<html', b'<?xml')):
-        raise CheckpointError(f'{path}: this is a web page, not weights; the download was answered by an error page')
+    if said := not_weights(path):
+        raise CheckpointError(f'{path}: {said}')
     if path.suffix == '.pdparams':
-        return _read_paddle(path)
+        return read_paddle(path)
     if path.suffix == '.npz':
-        return _read_flax(path)
-    if path.suffix == '.safetensors':
-        try:
-            return load_file(path, device=str(map_location or 'cpu'))
-        except SafetensorError as error:
-            raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
+        return read_flax(path)
+    if path.suffix == '.safetensors' or _is_safetensors(path):
+        return _read_safetensors(path, str(map_location or 'cpu'))
     try:
         with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location=map_location, weights_only=path.resolve() not in _trusted)
+        if isinstance(content, PickledModule):
+            return dict(_parameters(content))
     except pickle.UnpicklingError as error:
         if found := re.search(r'(?:GLOBAL|global|class) ([A-Za-z_][\w.]*\.\w+)', str(error)):
             raise CheckpointError(
@@ -147,97 +162,27 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
     except Exception as error:  # damaged bytes make torch raise IndexError, struct.error, AssertionError, ...
         said = (str(error).splitlines() or [''])[0]
         raise CheckpointError(f'{path}: damaged or cut off ({type(error).__name__}: {said})') from error
-    if isinstance(content, PickledModule):
-        return dict(content.parameters())
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: holds a {type(content).__name__}, and a checkpoint is a dict of weights')
     return content
 
 
-class ArraysOnly(pickle.Unpickler):
-    """Unpickles containers, numbers, bytes and NumPy arrays, and refuses every other name."""
-
-    ALLOWED = {
-        ('numpy', 'ndarray'),
-        ('numpy', 'dtype'),
-        ('numpy.core.multiarray', '_reconstruct'),
-        ('numpy._core.multiarray', '_reconstruct'),
-        ('numpy.core.numeric', '_frombuffer'),
-        ('numpy._core.numeric', '_frombuffer'),
-        ('_codecs', 'encode'),
-    }
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f'{module}.{name} is not an array')
-        return super().find_class(module, name)
+def _is_safetensors(path: Path) -> bool:
+    """Whatever its name: the length of a header, and the header, which is JSON."""
+    with open(path, 'rb') as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size
 
 
-def _read_paddle(path: Path) -> dict[str, torch.Tensor]:
-    """Paddle's .pdparams: a pickle of {name: array}, beside a table of names that is left out."""
+def _read_safetensors(path: Path, device: str) -> dict:
+    """The tensors; beside those that we wrote, the `meta` that belongs to them."""
     try:
-        with open(path, 'rb') as file:
-            content = ArraysOnly(file, encoding='latin1').load()
-    except Exception as error:  # damaged bytes make pickle raise IndexError, struct.error, KeyError, ...
-        raise CheckpointError(f'{path}: not a file of Paddle parameters ({error})') from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f'{path}: holds a {type(content).__name__}, and Paddle parameters are a dict of arrays')
-    return {key: torch.from_numpy(np.array(value)) for key, value in content.items() if isinstance(value, np.ndarray)}
-
-
-# Google's vision_transformer (Flax): {theirs: timm's}; {i} is the number of a block
-FLAX = {
-    'cls': 'cls_token',
-    'embedding': 'patch_embed.proj',
-    'Transformer/posembed_input/pos_embedding': 'pos_embed',
-    'Transformer/encoderblock_{i}/LayerNorm_0': 'blocks.{i}.norm1',
-    'Transformer/encoderblock_{i}/LayerNorm_2': 'blocks.{i}.norm2',
-    'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/query': 'blocks.{i}.attn.query',
-    'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/key': 'blocks.{i}.attn.key',
-    'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/value': 'blocks.{i}.attn.value',
-    'Transformer/encoderblock_{i}/MultiHeadDotProductAttention_1/out': 'blocks.{i}.attn.proj',
-    'Transformer/encoderblock_{i}/MlpBlock_3/Dense_0': 'blocks.{i}.mlp.fc1',
-    'Transformer/encoderblock_{i}/MlpBlock_3/Dense_1': 'blocks.{i}.mlp.fc2',
-    'Transformer/encoder_norm': 'norm',
-    'pre_logits': 'pre_logits.fc',
-    'head': 'head',
-}
-FLAX_LEAVES = {'kernel': '.weight', 'scale': '.weight', 'bias': '.bias'}
-
-
-def _read_flax(path: Path) -> dict[str, torch.Tensor]:
-    """The .npz of a supervised ViT (Google's vision_transformer, AugReg), under timm's names and in torch's layout."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: torch.from_numpy(archive[key].astype(np.float32)) for key in archive.files}
-    except Exception as error:  # damaged bytes make NumPy raise BadZipFile, EOFError, KeyError, ...
-        raise CheckpointError(f'{path}: not a readable .npz file of arrays ({error})') from error
-    rename, weights = Renaming(FLAX), {}
-    for key, value in arrays.items():
-        stem, _, leaf = key.removeprefix('opt/target/').rpartition('/')
-        whole = rename(key.removeprefix('opt/target/'))  # those without a leaf
-        name = whole or (rename(stem) or '') + FLAX_LEAVES.get(leaf, '')
-        if not whole and (rename(stem) is None or leaf not in FLAX_LEAVES):
-            raise CheckpointError(f'{path}: {key} is of no plain vision transformer of vision_transformer')
-        weights[name] = _in_torch(name, value) if leaf in FLAX_LEAVES else value
-    for name in [name for name in weights if name.endswith(('.query.weight', '.query.bias'))]:
-        parts = [name.replace('.query.', f'.{part}.') for part in ('query', 'key', 'value')]
-        if missing := [part for part in parts if part not in weights]:
-            raise CheckpointError(f'{path}: {missing[0]} is missing')
-        weights[name.replace('.query.', '.qkv.')] = torch.cat([weights.pop(part) for part in parts])
-    return weights
-
-
-def _in_torch(name: str, value: torch.Tensor) -> torch.Tensor:
-    """Flax's layout of a kernel or bias, (in, heads, dim), (heads, dim, out), (h, w, in, out), in torch's."""
-    heads_come = name.endswith(('query.weight', 'key.weight', 'value.weight'))
-    if value.ndim == 4:
-        return value.permute(3, 2, 0, 1).contiguous()
-    if name.endswith('.bias'):
-        return value.flatten()
-    if value.ndim == 3:
-        value = value.flatten(1) if heads_come else value.flatten(0, 1)
-    return value.T.contiguous() if value.ndim == 2 else value
+        with safe_open(path, framework='pt', device=device) as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
+            said = (file.metadata() or {}).get('beit_mm')
+        return dict(state_dict=weights, meta=dict(beit_mm=json.loads(said))) if said else weights
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
 
 
 def _into_place(path: Path, put: Callable[[IO[bytes]], object]) -> None:
@@ -273,20 +218,37 @@ def convert_file(source: Path, destination: Path, form: str | None, target: str,
     if destination.exists():
         raise CheckpointError(f'{destination}: is there already; choose another name or remove it')
     try:
-        weights, report = convert_state_dict(state_dict_of(read(source, map_location='cpu')), form, target, *options)
+        content = read(source, map_location='cpu')
+        weights, report = convert_state_dict(state_dict_of(content), form, target, *options)
     except CheckpointError as error:
         raise error if str(error).startswith(str(source)) else CheckpointError(f'{source}: {error}') from error
-    weights = {key: value.contiguous().clone() for key, value in weights.items()}  # of chunks and shared tables
+    weights = {key: value.detach().contiguous().clone() for key, value in weights.items()}  # of chunks, shared tables
+    preprocessing = of_beit_mm(content).get('preprocessing')
+    carried = dict(preprocessing=preprocessing) if preprocessing else {}
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.suffix == '.safetensors':
-        _into_place(destination, lambda file: file.write(serialise(weights, metadata=dict(format='pt'))))
+        metadata = dict(format='pt', **({'beit_mm': json.dumps(carried)} if carried else {}))
+        _into_place(destination, lambda file: file.write(serialise(weights, metadata=metadata)))
     elif destination.suffix == '.pdparams':
-        arrays = {key: value.numpy() for key, value in weights.items()}
+        arrays = {key: _array(value) for key, value in weights.items()}
         _into_place(destination, lambda file: pickle.dump(arrays, file, protocol=4))
     else:
         key = KEY_OF_WEIGHTS.get(target)
-        write({key: weights} if key else weights, destination)
+        meta = dict(meta=dict(beit_mm=carried)) if carried else {}
+        write({key: weights, **meta} if key else weights, destination)
     return report
+
+
+def _array(value: torch.Tensor):
+    """As NumPy has it, which knows no bfloat16."""
+    return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+
+
+def of_beit_mm(checkpoint: dict) -> dict:
+    """What beit_mm wrote about a checkpoint: `meta.beit_mm`, or an empty dict where that is missing or not ours."""
+    meta = checkpoint.get('meta')
+    ours = meta.get('beit_mm') if isinstance(meta, dict) else None
+    return ours if isinstance(ours, dict) else {}
 
 
 def sha256(filename: str | os.PathLike) -> str:
@@ -302,8 +264,18 @@ WEIGHTS = ('state_dict', 'model', 'module', 'weights', 'teacher')  # under which
 
 
 def state_dict_of(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """The weights inside a checkpoint, whichever of the usual names they are under."""
-    for key in WEIGHTS:
-        if isinstance(checkpoint.get(key), dict):
-            return checkpoint[key]
-    return checkpoint
+    """The weights inside a checkpoint, whichever of the usual names they are under.
+
+    Raises CheckpointError, naming the key, for what is no weight: another type, a sparse, quantised or empty-handed
+    (meta) tensor.
+    """
+    found = next((checkpoint[key] for key in WEIGHTS if isinstance(checkpoint.get(key), dict)), checkpoint)
+    for key, value in found.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f'{key!r} is no name of a weight')
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(f'{key} is no weight but {type(value).__name__}')
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            kind = 'quantised' if value.is_quantized else 'without data' if value.is_meta else 'sparse'
+            raise CheckpointError(f'{key} is {kind}; save the weights as ordinary tensors')
+    return found

@@ -10,7 +10,7 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.dist import barrier, is_main_process
 
-from ..checkpoints.load import ArraysOnly
+from ..checkpoints.arrays import ArraysOnly
 from ..registry import DATASETS
 
 

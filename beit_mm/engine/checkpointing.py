@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from ..checkpoints.convert import few
-from ..checkpoints.fit import as_ours, fit
-from ..checkpoints.load import WEIGHTS, CheckpointError, read, sha256, state_dict_of
+from ..checkpoints.convert import few, stripped
+from ..checkpoints.fit import as_ours, fit, grid_of_ours
+from ..checkpoints.formats import INDEX
+from ..checkpoints.load import WEIGHTS, CheckpointError, of_beit_mm, read, sha256, state_dict_of
 from ..registry import HOOKS
 
 PACKAGE = Path(__file__).parents[1]
@@ -64,14 +65,15 @@ def stages_of(config) -> list[dict]:
         starts.append(target['checkpoint'])
     stages = []
     for path in starts:
-        meta = read(path, map_location='cpu').get('meta', {})
+        content = read(path, map_location='cpu')
+        meta = content.get('meta') if isinstance(content.get('meta'), dict) else {}
         stages.append(
             dict(
                 config=str(meta.get('experiment_name', '')),
                 checkpoint=Path(path).name,
                 sha256=sha256(path),
                 seed=meta.get('seed'),
-                stages=meta.get('beit_mm', {}).get('stages', []),
+                stages=of_beit_mm(content).get('stages', []),
             )
         )
     return stages
@@ -159,9 +161,14 @@ def _short_side(size) -> int | None:
     return min(size) if isinstance(size, (list, tuple)) else size
 
 
-def warn_of_preprocessing(meta: dict, config, checkpoint: str, keys: tuple[str, ...]) -> None:
+def _model_of(runner: Runner):
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def warn_of_preprocessing(content: dict, config, checkpoint: str, keys: tuple[str, ...]) -> None:
     """Say so where images are treated otherwise than those that the weights were trained, or tested, on."""
-    before, now = meta.get('beit_mm', {}).get('preprocessing') or {}, preprocessing_of(config)
+    before, now = of_beit_mm(content).get('preprocessing') or {}, preprocessing_of(config)
+    before = before if isinstance(before, dict) else {}
     for key in keys:
         if key in before and key in now and before[key] != now[key]:
             print_log(
@@ -190,17 +197,29 @@ class FitWeightsHook(Hook):
         self.partial = partial
         self.reinit = (reinit,) if isinstance(reinit, str) else tuple(reinit)
 
+    def before_run(self, runner: Runner) -> None:
+        backbone = getattr(_model_of(runner), 'backbone', None)
+        if getattr(backbone, 'started_from', None):
+            name, content = backbone.started_from
+            warn_of_preprocessing(content, runner.cfg, name, TO_TRAIN_ON)
+            backbone.started_from = None  # it holds all the weights
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _model_of(runner)
         if runner._resume:
-            check_resumable(checkpoint, model.state_dict(), runner._load_from)
+            averages = any(isinstance(hook, EMAHook) for hook in getattr(runner, 'hooks', ()))
+            check_resumable(checkpoint, model.state_dict(), runner._load_from, averages)
             return
         backbone = getattr(model, 'backbone', None)
         if not hasattr(backbone, 'own_grid'):
+            if backbone is not None and not self.partial:
+                check_complete(checkpoint, model.state_dict(), runner._load_from)
             return
         try:
-            weights, done = as_ours(state_dict_of(checkpoint))
+            weights, done, grid = as_ours(state_dict_of(checkpoint), grid=grid_of_ours(checkpoint))
             left = [key for key in weights if self.reinit and key.startswith(self.reinit)]
+            if self.reinit and not left:
+                raise CheckpointError(f'reinit={", ".join(self.reinit)}: no weight of it starts so')
             weights = {key: value for key, value in weights.items() if key not in left}
             fitted, report = fit(
                 weights,
@@ -208,6 +227,7 @@ class FitWeightsHook(Hook):
                 backbone.own_grid,
                 interpolation=backbone.interpolate_mode,
                 partial=self.partial,
+                source_grid=grid,
             )
         except CheckpointError as error:
             raise CheckpointError(f'{runner._load_from}: {error}') from error
@@ -216,18 +236,46 @@ class FitWeightsHook(Hook):
         for key in WEIGHTS:
             checkpoint.pop(key, None)
         checkpoint['state_dict'] = fitted
-        warn_of_preprocessing(checkpoint.get('meta') or {}, runner.cfg, runner._load_from, TO_TRAIN_ON)
+        warn_of_preprocessing(checkpoint, runner.cfg, runner._load_from, TO_TRAIN_ON)
 
 
-def check_resumable(checkpoint: dict, own: dict[str, torch.Tensor], name: str) -> None:
+def check_complete(checkpoint: dict, own: dict[str, torch.Tensor], name: str) -> None:
+    """Raise CheckpointError where a backbone that is not ours would keep a part of its start: mmengine only warns.
+
+    Positions and tables may be of another shape: their models resize them when they load.
+    """
+    weights = stripped(state_dict_of(checkpoint))
+    parts = [key for key in own if key.startswith('backbone.') and not key.endswith('relative_position_index')]
+    wrong = [f'{key} is not in it' for key in parts if key not in weights]
+    wrong += [
+        f'{key} is {tuple(weights[key].shape)}, the model has {tuple(own[key].shape)}'
+        for key in parts
+        if key in weights and weights[key].shape != own[key].shape and 'pos' not in key
+    ]
+    if wrong:
+        raise CheckpointError(
+            f'{name}: does not fit the backbone of this config: {few(wrong, 4)}. What fits alone: --partial-load'
+        )
+
+
+def check_resumable(checkpoint: dict, own: dict[str, torch.Tensor], name: str, averages: bool = False) -> None:
     """Raise CheckpointError unless this is a training checkpoint of just this model; mmengine warns and goes on."""
     lacking = [key for key in ('state_dict', 'optimizer', 'message_hub') if key not in checkpoint]
-    lacking += [f'meta.{key}' for key in ('iter', 'epoch') if key not in (checkpoint.get('meta') or {})]
+    meta = checkpoint.get('meta')
+    lacking += [f'meta.{key}' for key in ('iter', 'epoch') if not isinstance(meta, dict) or key not in meta]
+    if not lacking and not isinstance((checkpoint['message_hub'] or {}), dict):
+        lacking = ['message_hub that is a dict']
     if lacking:
         raise CheckpointError(
             f'{name}: no run can go on from it: it has no {", ".join(lacking)}. To start from its weights: --load-from'
         )
-    saved = checkpoint['state_dict']
+    if averages != ('ema_state_dict' in checkpoint):
+        raise CheckpointError(
+            f'{name}: was written {"without" if averages else "with"} an EMAHook, and this config has '
+            f'{"one" if averages else "none"}: the run would not go on as it was. Use the config that wrote it'
+        )
+    saved = {key: value for key, value in stripped(state_dict_of(checkpoint)).items() if not key.endswith(INDEX)}
+    own = {key: value for key, value in own.items() if not key.endswith(INDEX)}
     wrong = [f'{key} is not in it' for key in own if key not in saved]
     wrong += [f'{key} is not in the model' for key in saved if key not in own]
     wrong += [

@@ -72,7 +72,7 @@ class DeadCodesHook(Hook):
             parameters, rows = model.revive(dead, view, torch.Generator().manual_seed(step))
             for parameter in parameters:
                 broadcast(parameter.data)  # every rank has looked at images of its own
-                _forget(runner.optim_wrapper.optimizer, parameter, dead)
+                _forget(runner.optim_wrapper.optimizer, parameter, rows)
             runner.logger.info(f'{said}; {len(rows)} of {int(dead.sum())} dead ones revived')
         else:
             runner.logger.info(f'{said}; {int(dead.sum())} are dead')

@@ -194,11 +194,11 @@ def load_whole(model: torch.nn.Module, config: Config, checkpoint: str) -> dict:
     """A test on a half-loaded model is no test: missing or unexpected keys are an error. Returns the file's `meta`."""
     content = read(checkpoint, map_location='cpu')
     meta = content.get('meta') or {}
-    warn_of_preprocessing(meta, config, checkpoint, TO_EVALUATE)
+    warn_of_preprocessing(content, config, checkpoint, TO_EVALUATE)
     weights = state_dict_of(content)
     if hasattr(getattr(model, 'backbone', None), 'own_grid'):  # ours; what is not is loaded as it is
         try:
-            weights, _ = as_ours(weights)
+            weights = as_ours(weights).weights
         except CheckpointError as error:
             raise CheckpointError(f'{checkpoint}: {error}') from error
     try:

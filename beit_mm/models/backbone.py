@@ -17,7 +17,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoints.fit import as_ours, fit
+from ..checkpoints.convert import grid_of_index
+from ..checkpoints.fit import as_ours, fit, grid_of_ours
 from ..checkpoints.load import CheckpointError, state_dict_of
 from ..ops.relative_position import relative_position_index, resize_positions
 from ..registry import MODELS
@@ -86,6 +87,7 @@ class BEiTViT(BaseModule):
     """
 
     num_extra_tokens = 1
+    started_from: tuple[str, dict] | None = None  # (file, content) of init_cfg's checkpoint
     also_takes = (*MMSEG_TRANSLATED, *MMSEG_FIXED, *MMPRETRAIN_FIXED)  # what `others` may hold
 
     def __init__(
@@ -238,16 +240,17 @@ class BEiTViT(BaseModule):
         """mmengine's `Pretrained` loads what happens to match; here all fits, or CheckpointError says why not."""
         if not checkpoint:
             raise CheckpointError(f'BEiTViT: init_cfg has {checkpoint=}: name a file, or set init_cfg=None')
-        weights = state_dict_of(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'))
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
         try:
-            weights, done = as_ours(weights, prefix)
+            weights, done, grid = as_ours(state_dict_of(content), prefix, grid_of_ours(content))
             of_backbone = 'backbone.'
             weights = {k[len(of_backbone) :]: v for k, v in weights.items() if k.startswith(of_backbone)}
-            fitted, report = fit(weights, self.state_dict(), self.own_grid, '', self.interpolate_mode, partial)
+            fitted, report = fit(weights, self.state_dict(), self.own_grid, '', self.interpolate_mode, partial, grid)
         except CheckpointError as error:
             raise CheckpointError(f'{checkpoint}: {error}') from error
         self.load_state_dict(fitted, strict=False)
         print_log(f'{checkpoint}: {done}{report}', logger='current', level=report.level)
+        self.started_from = (checkpoint, content)  # whose images may have been normalised otherwise: FitWeightsHook
 
     def _freeze(self) -> None:
         for part in self._frozen_parts():
@@ -398,14 +401,16 @@ def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[i
 def _fit_on_loading(backbone: BEiTViT, state_dict: dict, prefix: str, *_) -> None:
     """Whoever loads, be it another project's Runner: a shared table goes to all blocks, tables and positions are
     resized; the index of relative positions, which the other BEiTs store, goes, for ours is computed."""
+    grid = grid_of_index({key: value for key, value in state_dict.items() if key.startswith(prefix)})
     for key in [k for k in state_dict if k.startswith(prefix) and k.endswith('relative_position_index')]:
         del state_dict[key]
     own = {f'{prefix}{key}': value for key, value in backbone.state_dict().items()}
     given = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
-    if all(key in own and value.shape == own[key].shape for key, value in given.items()):
+    same_grid = grid in (None, backbone.own_grid)
+    if same_grid and all(key in own and value.shape == own[key].shape for key, value in given.items()):
         return
     try:
-        fitted, report = fit(given, own, backbone.own_grid, prefix, backbone.interpolate_mode)
+        fitted, report = fit(given, own, backbone.own_grid, prefix, backbone.interpolate_mode, source_grid=grid)
     except CheckpointError:
         return  # what does not match is for the loader to name
     state_dict.update({key: fitted[key] for key in report.expanded + report.resized})

@@ -248,7 +248,7 @@ class DiscreteVAE(Tokenizer):
         temperature, kl_weight = ramp(*self.temperature, step), ramp(*self.kl_weight, step)
         logits = self.logits(view)
         stats = self.stats(self.relax(logits, temperature))
-        log_q = logits.log_softmax(dim=-1)
+        log_q = logits.float().log_softmax(dim=-1)  # bfloat16 would round a small divergence to zero
         q = log_q.exp()
         losses = dict(loss_reconstruction=self.reconstruction_weight * self.reconstruction_loss(stats, view))
         kl = (q * log_q).sum(dim=-1).mean() + math.log(self.vocab_size)

@@ -43,6 +43,8 @@ class TokenTarget(nn.Module):
         super().__init__()
         # In a list the tokenizer is no submodule: not in state_dict(), parameters(), DDP or the optimizer.
         self._tokenizer = [MODELS.build(tokenizer).requires_grad_(False).eval()]
+        if not hasattr(self.tokenizer, 'tokens'):
+            raise ValueError(f'TokenTarget: {type(self.tokenizer).__name__} gives no tokens; it is no tokenizer')
         if checkpoint:
             own = self.tokenizer.state_dict()
             try:
