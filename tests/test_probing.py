@@ -111,6 +111,8 @@ def test_the_choice_is_the_best_on_held_out_images(tmp_path, pretrained):
     assert metrics['accuracy/top1'] == metrics[f'top1.{name_of(chosen)}']
     assert metrics['held_out_top1'] == model.choice.held_out_top1
     assert len(model.bank()[1]) == 32
+    runner.test()
+    assert len(model.bank()[1]) == 32  # filled anew
     again = evaluate(neighbours(**PLUS), pretrained, work_dir=str(tmp_path), seed=5)[1]
     assert {k: v for k, v in again.items() if 'time' not in k} == {k: v for k, v in metrics.items() if 'time' not in k}
 

@@ -25,11 +25,6 @@ def _paths(loader: DataLoader | None) -> set[str]:
     return {str(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))}
 
 
-def _loader(loop) -> DataLoader | None:
-    """Of a loop that is built; of one that is not, its data loader is a dict, or nothing at all."""
-    return getattr(loop, 'dataloader', None)
-
-
 @HOOKS.register_module()
 class ProbeHook(Hook):
     """Before every evaluation: fills a KNNProbe's bank, and chooses the candidate that is best on held-out images.
@@ -52,18 +47,17 @@ class ProbeHook(Hook):
         self.loaders = {
             name: runner.build_dataloader(config, seed=runner.seed) for name, config in self.configs.items() if config
         }
-        train = _loader(runner._train_loop)
-        own = {name: _paths(loader) for name, loader in self.loaders.items()}
-        others = dict(
-            evaluation=_paths(evaluation.dataloader), training=_paths(train) if own.get('held_out') else set()
-        )
-        for name, other, paths in (
-            ('held_out', 'evaluation', others['evaluation']),
-            ('held_out', 'training', others['training']),
-            ('held_out', 'bank', own.get('bank', set())),
-            ('bank', 'evaluation', others['evaluation']),
+        # A loop that is not built yet, or that there is none of, has no data loader
+        train = getattr(runner._train_loop, 'dataloader', None)
+        evaluated, trained = _paths(evaluation.dataloader), _paths(train) if self.configs['held_out'] else set()
+        held_out, bank = (_paths(self.loaders.get(name)) for name in ('held_out', 'bank'))
+        for name, own, other, paths in (
+            ('held_out', held_out, 'evaluation', evaluated),
+            ('held_out', held_out, 'training', trained),
+            ('held_out', held_out, 'bank', bank),
+            ('bank', bank, 'evaluation', evaluated),
         ):
-            if shared := own.get(name, set()) & paths:
+            if shared := own & paths:
                 raise ValueError(
                     f'ProbeHook: {len(shared)} images of {name} are in the {other} data too, {min(shared)} first; '
                     f'take shares of one data set with beit_mm.LabelledShare, the other one with rest=True'
