@@ -132,14 +132,9 @@ class _Closed:
         return getattr(torch, name)
 
     def load(self, file, map_location=None, **_):
-        import torch
+        from .checkpoints.load import read, unpickle
 
-        from .checkpoints.load import HARMLESS, read
-
-        if isinstance(file, (str, Path)):
-            return read(file, map_location)
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(file, map_location=map_location, weights_only=True)
+        return read(file, map_location) if isinstance(file, (str, Path)) else unpickle(file, map_location)
 
 
 def checkpoints_read_closed() -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import base_dataset
 
 import beit_mm.data
 import beit_mm.engine
@@ -22,5 +23,7 @@ def _in_root(monkeypatch):
 
 @pytest.fixture
 def no_pretty_printing(monkeypatch):
-    """mmengine formats every config four times for its logs: most of the time that a short training would take."""
+    """mmengine formats every config four times for its logs, and collects garbage for every data set: most of the
+    time that a short training would take."""
     monkeypatch.setattr(Config, 'pretty_text', property(lambda config: repr(config.to_dict())))
+    monkeypatch.setattr(base_dataset.gc, 'collect', lambda: 0)

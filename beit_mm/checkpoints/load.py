@@ -103,6 +103,12 @@ def local_file(filename: str | os.PathLike) -> Path:
     return path
 
 
+def unpickle(file: Path | IO[bytes], map_location=None, trusted: bool = False):
+    """What torch saved. Without trust: tensors, plain types and HARMLESS, else pickle.UnpicklingError."""
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(file, map_location=map_location, weights_only=not trusted)
+
+
 SIGNATURES = (  # how a file starts that is no file of weights, in small letters: what it is
     ((b'<!', b'<html', b'<head', b'<?xml', b'<error'), 'this is a web page, not weights; an error page was the answer'),
     (
@@ -144,8 +150,7 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
     if path.suffix == '.safetensors' or _is_safetensors(path):
         return _read_safetensors(path, str(map_location or 'cpu'))
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location=map_location, weights_only=path.resolve() not in _trusted)
+        content = unpickle(path, map_location, trusted=path.resolve() in _trusted)
         if isinstance(content, PickledModule):
             return dict(_parameters(content))
     except pickle.UnpicklingError as error:

@@ -138,15 +138,20 @@ def _roots() -> list[Registry]:
     return [value for value in vars(root).values() if isinstance(value, Registry)]
 
 
+_resolved: dict[tuple[str, str | None], object] = {}  # what was found: registries that do not know a name try imports
+
+
 def resolve(type_name: str, scope: str | None = None):
     """The class or function that any registry knows under this name in this scope, or None."""
+    if (type_name, scope) in _resolved:
+        return _resolved[type_name, scope]
     for registry in _roots():
         try:
             found = registry.get(f'{scope}.{type_name}' if scope and '.' not in type_name else type_name)
         except (KeyError, ImportError, ValueError):
             continue
         if found is not None:
-            return found
+            return _resolved.setdefault((type_name, scope), found)
     return None
 
 
