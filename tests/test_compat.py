@@ -1,8 +1,8 @@
 """compat.py and registry.py: applied once, undone by nothing, and the promises to OpenMMLab users' configs."""
 
 import mmengine
-import mmpretrain
-import mmseg
+import mmpretrain.registry
+import mmseg.registry
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
