@@ -123,6 +123,26 @@ def configs_by_package() -> str:
     return "_base_='beit_mm::...' resolves, in the scope of the file it names"
 
 
+def collate_without_scope() -> str:
+    """What is inherited by package has `_scope_` in every typed dict, and a collate function gets it as an argument."""
+    from mmengine.runner import Runner
+
+    original = Runner.build_dataloader
+    if getattr(original, 'drops_scope', False):
+        return ''
+
+    @functools.wraps(original)
+    def build_dataloader(dataloader, *args, **kwargs):
+        if isinstance(dataloader, dict) and isinstance(dataloader.get('collate_fn'), dict):
+            collate = {key: value for key, value in dataloader['collate_fn'].items() if key != '_scope_'}
+            dataloader = {**dataloader, 'collate_fn': collate}
+        return original(dataloader, *args, **kwargs)
+
+    build_dataloader.drops_scope = True
+    Runner.build_dataloader = staticmethod(build_dataloader)
+    return "a data loader inherited by `_base_='package::...'` may name its collate function"
+
+
 class _Closed:
     """torch, whose `load` reads weights and runs nothing."""
 
@@ -201,6 +221,7 @@ WORKAROUNDS = (
         'no issue; mmpretrain/models/multimodal/blip/language_model.py',
     ),
     Workaround(configs_by_package, 'mmengine 0.10', 'no issue; mmengine/config/utils.py MODULE2PACKAGE'),
+    Workaround(collate_without_scope, 'mmengine 0.10', 'no issue; mmengine/runner/runner.py build_dataloader'),
     Workaround(checkpoints_read_closed, 'mmengine 0.10 with torch >= 2.6', 'open-mmlab/mmengine#1655'),
     Workaround(checkpoints_written_whole, 'mmengine 0.10', 'no issue; mmengine/runner/checkpoint.py save_checkpoint'),
     Workaround(launcher_without_cuda, 'mmengine 0.10 without CUDA', 'no issue; mmengine/dist/utils.py'),

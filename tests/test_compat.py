@@ -6,6 +6,7 @@ import mmseg.registry
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 
 from beit_mm import compat
 
@@ -99,3 +100,15 @@ def test_the_mending_line():
     assert compat.mending_command(found) == ''
     found['setuptools'], found['ftfy'] = '84.0.0', ''
     assert compat.mending_command(found) == 'pip install setuptools==80.10.2 ftfy==6.3.1'
+
+
+def test_a_data_loader_inherited_by_package_collates(tmp_path):
+    """mmengine hands `_scope_`, its own mark, to the collate function."""
+    path = tmp_path / 'mine.py'
+    path.write_text("_base_ = 'beit_mm::tokenizer/dvae-512_1xb64-300_embedded-32.py'\n")
+    loader = Config.fromfile(path).train_dataloader
+    loader.dataset.length, loader.batch_size = 4, 2
+    assert loader.collate_fn['_scope_'] == 'mmpretrain'
+    batch = next(iter(Runner.build_dataloader(loader, seed=0)))
+    assert batch['tokens_view'].shape == (2, 1, 32, 32)
+    assert batch['tokens_view'].float().std() > 1
