@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import pickle
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from official import DATA, backbone_arguments, golden
+from payload import Payload
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models.beit import Beit as TimmBeit
@@ -522,14 +522,6 @@ def test_files_that_cannot_be_converted(tmp_path):
     with pytest.raises(CheckpointError, match='there is no such checkpoint'):
         convert_file(tmp_path / 'none.pth', tmp_path / 'new.pth', None, 'hf')
     assert not (tmp_path / 'new.pth').exists()
-
-
-class Payload:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.marker}',)
 
 
 def test_code_in_a_file_of_paddle_never_runs(tmp_path):

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import pickle
 import random
 import struct
@@ -16,6 +15,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from payload import Payload
 from safetensors.torch import save_file
 
 from beit_mm.checkpoints import convert_state_dict, load
@@ -26,14 +26,6 @@ from beit_mm.models.targets import TokenTarget
 from beit_mm.ops.relative_position import resize_positions, resize_table
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
-
-
-class Payload:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.marker}',)
 
 
 @pytest.mark.parametrize('switch', [False, True])

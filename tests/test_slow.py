@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from payload import Payload
 from test_dvae import SMALL, views
 from test_tools import CLASSIFY, assert_mistake, call
 from torch.nn.parallel import DistributedDataParallel
@@ -103,14 +104,6 @@ def test_two_ranks_have_the_gradient_of_one(tmp_path):
     for rank in (0, 1):
         for name, gradient in torch.load(tmp_path / f'2-{rank}.pt').items():
             torch.testing.assert_close(gradient, one[name], atol=1e-6, rtol=1e-5, msg=name)
-
-
-class Payload:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.marker}',)
 
 
 @pytest.mark.slow

@@ -36,7 +36,10 @@ def assert_mistake(returned, *parts):
 @pytest.mark.parametrize(
     ('options', 'parts'),
     [
+        (['optim_wraper.optimizer.lr=1'], ['optim_wraper', 'did you mean `optim_wrapper`']),
         (['model.backbone.drop_path=0.2'], ['drop_path', 'did you mean `model.backbone.drop_path_rate`']),
+        (['model.backbone.type=beit_mm.BEiTVit'], ['model.backbone.type', "did you mean 'beit_mm.BEiTViT'"]),
+        (['model.backbone.arch=bsae'], ['bsae', "did you mean 'base'"]),
         (['lr'], ['lr', 'key=value']),
     ],
 )

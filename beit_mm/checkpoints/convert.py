@@ -3,7 +3,6 @@
 python tools/convert_checkpoint.py SRC DST --to unilm
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -16,12 +15,14 @@ from ..ops.relative_position import (
     relative_position_index,
     resize_positions,
     resize_table,
+    square_of_patches,
+    square_of_table,
 )
 from .errors import CheckpointError
-from .formats import FORMATS, INDEX, ONLY_IN_PYRAMID_16, Format, Renaming, pattern
+from .formats import FORMATS, INDEX, ONLY_IN_PYRAMID_16, TABLE, Format, Renaming, pattern
 
 Weights = dict[str, torch.Tensor]
-TABLE, SHARED = 'relative_position_bias_table', 'backbone.rel_pos_bias.relative_position_bias_table'
+SHARED = f'backbone.rel_pos_bias.{TABLE}'
 POSITIONS = 'backbone.pos_embed'
 SHOWN = 5  # names in an error
 INTERPOLATIONS = ('geometric', 'bicubic', 'bilinear')
@@ -130,9 +131,9 @@ def recognise(state_dict: Weights, source: str | None = None) -> tuple[Format, d
     if not state_dict:
         raise CheckpointError('there are no weights in it')
     candidates = []
+    indexed = any(key.endswith(INDEX) for key in state_dict)
     for form in [FORMATS[source]] if source else FORMATS.values():
         keys = {_merged(key, form) for key in state_dict if not _ignored(key, form)}
-        indexed = any(key.endswith(INDEX) for key in state_dict)
         for table in form.layouts:
             rename = Renaming(table)
             unknown = [key for key in keys if rename(key) is None]
@@ -141,7 +142,7 @@ def recognise(state_dict: Weights, source: str | None = None) -> tuple[Format, d
                 return _preferred(form, indexed, keys, source), table
             candidates.append((len(unknown), len(keys), form, unknown))
     number, total, form, unknown = min(candidates, key=lambda c: c[0])
-    form = _preferred(form, any(key.endswith(INDEX) for key in state_dict), set(state_dict), source)
+    form = _preferred(form, indexed, set(state_dict), source)
     other = _other_format(unknown, form)
     if source and other and number > total / 2:
         raise CheckpointError(f'these are not names of {source} but of {other}: {few(sorted(unknown), SHOWN)}')
@@ -302,12 +303,8 @@ def square_of(weights: Weights) -> Grid | None:
     """The square grid that tables, or positions, are for; None where none fits."""
     for name, value in weights.items():
         if name.endswith(TABLE):
-            side = (math.isqrt(max(len(value) - NUM_CLASS_ROWS, 0)) + 1) // 2
-            return (side, side) if num_offsets((side, side)) == len(value) else None
-    if POSITIONS in weights:
-        side = math.isqrt(weights[POSITIONS].shape[1] - 1)
-        return (side, side) if side * side == weights[POSITIONS].shape[1] - 1 else None
-    return None
+            return square_of_table(len(value))
+    return square_of_patches(weights[POSITIONS].shape[1] - 1) if POSITIONS in weights else None
 
 
 def _own_grid(weights: Weights, source: Weights, given: Grid | None, wanted: Grid | None) -> Grid | None:

@@ -1,16 +1,23 @@
 """Fitting weights to a model: what is matched, resized, expanded, missing or dropped, and what is refused."""
 
 import logging
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
 from ..ops.pixels import inflate_bands
-from ..ops.relative_position import NUM_CLASS_ROWS, Grid, num_offsets, resize_positions, resize_table
+from ..ops.relative_position import (
+    Grid,
+    num_offsets,
+    resize_positions,
+    resize_table,
+    square_of_patches,
+    square_of_table,
+)
 from .convert import check_shapes, convert_state_dict, few, grid_of_index, mixed_in, stripped
 from .errors import CheckpointError
+from .formats import INDEX, TABLE
 from .load import of_beit_mm
 
 
@@ -90,7 +97,7 @@ class LoadReport:
 
 
 PATCH_EMBEDDING = 'patch_embed.projection.weight'
-TABLE, SHARED_TABLE = 'relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'
+SHARED_TABLE = f'rel_pos_bias.{TABLE}'
 # Of the backbone: what a pre-training checkpoint has and a fine-tuned model may lack, and the other way round.
 # Official fine-tuning with mean pooling drops the pre-trained `norm` and starts `fc_norm` (ln2) at one and zero;
 # a segmentor that starts from a classifier has neither.
@@ -117,7 +124,7 @@ def fit(
     """
     report = LoadReport()
     given = weights
-    weights = {k: v for k, v in weights.items() if not k.endswith('relative_position_index')}
+    weights = {k: v for k, v in weights.items() if not k.endswith(INDEX)}
     per_block = [k for k in own if k.startswith(prefix + 'layers.') and k.endswith(TABLE)]
     shared = prefix + SHARED_TABLE
     if shared in weights and shared not in own and per_block:
@@ -207,15 +214,13 @@ def _resized(
     if key.endswith(PATCH_EMBEDDING) and value.ndim == 4 and (wanted[1] == 1 or wanted[1] > value.shape[1]):
         return inflate_bands(value, wanted[1])
     if key.endswith(TABLE) and value.ndim == 2:
-        side = (math.isqrt(max(value.shape[0] - NUM_CLASS_ROWS, 0)) + 1) // 2
-        source = source_grid if source_grid and num_offsets(source_grid) == len(value) else (side, side)
-        if num_offsets(source) == len(value):
+        known = source_grid if source_grid and num_offsets(source_grid) == len(value) else None
+        if source := known or square_of_table(len(value)):
             return resize_table(value.float(), source, grid).to(value.dtype)
     if key.endswith('pos_embed') and value.ndim == 3:
         patches = value.shape[1] - 1
-        side = math.isqrt(max(patches, 0))
-        source = source_grid if source_grid and source_grid[0] * source_grid[1] == patches else (side, side)
-        if source[0] * source[1] == patches:
+        known = source_grid if source_grid and source_grid[0] * source_grid[1] == patches else None
+        if source := known or square_of_patches(patches):
             return resize_positions(value.float(), source, grid, interpolation).to(value.dtype)
     return value
 

@@ -231,7 +231,7 @@ FORMATS = {
     )
 }
 WILDCARDS = {r'\{i\}': r'(\d+)', r'\*\*': '(.+)', r'\*': '(weight|bias)'}
-INDEX = 'relative_position_index'
+INDEX, TABLE = 'relative_position_index', 'relative_position_bias_table'
 
 
 def pattern(name: str) -> re.Pattern:

@@ -4,7 +4,7 @@ import functools
 import logging
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +161,8 @@ def _short_side(size) -> int | None:
     return min(size) if isinstance(size, (list, tuple)) else size
 
 
-def _model_of(runner: Runner):
+def model_of(runner: Runner) -> torch.nn.Module:
+    """The model itself, also where it is wrapped for several ranks."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
@@ -198,14 +199,14 @@ class FitWeightsHook(Hook):
         self.reinit = (reinit,) if isinstance(reinit, str) else tuple(reinit)
 
     def before_run(self, runner: Runner) -> None:
-        backbone = getattr(_model_of(runner), 'backbone', None)
+        backbone = getattr(model_of(runner), 'backbone', None)
         if getattr(backbone, 'started_from', None):
             name, content = backbone.started_from
             warn_of_preprocessing(content, runner.cfg, name, TO_TRAIN_ON)
-            backbone.started_from = None  # it holds all the weights
+            backbone.started_from = None  # once is enough
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        model = _model_of(runner)
+        model = model_of(runner)
         if runner._resume:
             averages = any(isinstance(hook, EMAHook) for hook in getattr(runner, 'hooks', ()))
             check_resumable(checkpoint, model.state_dict(), runner._load_from, averages)
@@ -239,20 +240,23 @@ class FitWeightsHook(Hook):
         warn_of_preprocessing(checkpoint, runner.cfg, runner._load_from, TO_TRAIN_ON)
 
 
+def _unlike(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> Iterator[str]:
+    """What of a model's weights is not among those that were saved, or of another shape, in words."""
+    yield from (f'{key} is not in it' for key in own if key not in saved)
+    for key, value in own.items():
+        if key in saved and saved[key].shape != value.shape:
+            yield f'{key} is {tuple(saved[key].shape)}, the model has {tuple(value.shape)}'
+
+
 def check_complete(checkpoint: dict, own: dict[str, torch.Tensor], name: str) -> None:
     """Raise CheckpointError where a backbone that is not ours would keep a part of its start: mmengine only warns.
 
     Positions and tables may be of another shape: their models resize them when they load.
     """
     weights = stripped(state_dict_of(checkpoint))
-    parts = [key for key in own if key.startswith('backbone.') and not key.endswith('relative_position_index')]
-    wrong = [f'{key} is not in it' for key in parts if key not in weights]
-    wrong += [
-        f'{key} is {tuple(weights[key].shape)}, the model has {tuple(own[key].shape)}'
-        for key in parts
-        if key in weights and weights[key].shape != own[key].shape and 'pos' not in key
-    ]
-    if wrong:
+    parts = {key: value for key, value in own.items() if key.startswith('backbone.') and not key.endswith(INDEX)}
+    resizable = {key for key in parts if 'pos' in key and key in weights}
+    if wrong := list(_unlike(weights, {key: value for key, value in parts.items() if key not in resizable})):
         raise CheckpointError(
             f'{name}: does not fit the backbone of this config: {few(wrong, 4)}. What fits alone: --partial-load'
         )
@@ -276,13 +280,7 @@ def check_resumable(checkpoint: dict, own: dict[str, torch.Tensor], name: str, a
         )
     saved = {key: value for key, value in stripped(state_dict_of(checkpoint)).items() if not key.endswith(INDEX)}
     own = {key: value for key, value in own.items() if not key.endswith(INDEX)}
-    wrong = [f'{key} is not in it' for key in own if key not in saved]
-    wrong += [f'{key} is not in the model' for key in saved if key not in own]
-    wrong += [
-        f'{key} is {tuple(saved[key].shape)}, the model has {tuple(own[key].shape)}'
-        for key in own
-        if key in saved and saved[key].shape != own[key].shape
-    ]
+    wrong = [*_unlike(saved, own), *(f'{key} is not in the model' for key in saved if key not in own)]
     if wrong:
         raise CheckpointError(
             f'{name}: is of another model than this config: {few(wrong, 4)}. To start from its weights: --load-from'

@@ -6,13 +6,12 @@ import sys
 import torch
 from mmengine.dist import all_reduce, broadcast, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..registry import HOOKS
-from .checkpointing import FitWeightsHook, PlainCheckpointHook
+from .checkpointing import FitWeightsHook, PlainCheckpointHook, model_of
 from .unreadable import UnreadableImagesHook
 
 SHOWN = ('loss', 'masked_accuracy', 'perplexity', 'reconstruction_error')
@@ -28,7 +27,7 @@ class CodebookInitHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if runner.iter > 0:
             return
-        model = _model_of(runner)
+        model = model_of(runner)
         dataset = runner.train_dataloader.dataset
         views = [dataset[i]['tokens_view'] for i in range(min(self.num_images, len(dataset)))]
         batch = model.data_preprocessor(dict(tokens_view=torch.stack(views)), True)
@@ -54,13 +53,13 @@ class DeadCodesHook(Hook):
         self.interval, self.threshold, self.revive, self.end = interval, threshold, revive, end
 
     def before_train(self, runner: Runner) -> None:
-        if not hasattr(_model_of(runner), 'revive'):
-            raise ValueError(f'DeadCodesHook: {type(_model_of(runner)).__name__} counts no codes; a DiscreteVAE does')
+        if not hasattr(model_of(runner), 'revive'):
+            raise ValueError(f'DeadCodesHook: {type(model_of(runner)).__name__} counts no codes; a DiscreteVAE does')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if not self.every_n_train_iters(runner, self.interval):
             return
-        model = _model_of(runner)
+        model = model_of(runner)
         counts = model.code_counts.clone()
         model.code_counts.zero_()
         all_reduce(counts)
@@ -83,10 +82,6 @@ def _forget(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, row
     for moment in optimizer.state.get(parameter, {}).values():
         if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
             moment[rows] = 0
-
-
-def _model_of(runner: Runner) -> torch.nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 @HOOKS.register_module()

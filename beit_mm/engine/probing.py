@@ -7,12 +7,12 @@ import torch
 from mmengine import dist
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..models.probe import Choice, KNNProbe
 from ..registry import HOOKS, METRICS
+from .checkpointing import model_of
 
 
 def name_of(candidate: dict[str, int]) -> str:
@@ -65,7 +65,7 @@ class ProbeHook(Hook):
 
     @torch.no_grad()
     def _prepare(self, runner: Runner, evaluation) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         model.eval()
         for buffer in model.buffers():
             dist.broadcast(buffer)  # BatchNorm's are each rank's own; the first rank's are those that are saved

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoints.convert import grid_of_index
-from ..checkpoints.fit import as_ours, fit, grid_of_ours
+from ..checkpoints.fit import SHARED_TABLE, as_ours, fit, grid_of_ours
+from ..checkpoints.formats import INDEX
 from ..checkpoints.load import CheckpointError, state_dict_of
 from ..ops.relative_position import relative_position_index, resize_positions
 from ..registry import MODELS
@@ -87,7 +88,7 @@ class BEiTViT(BaseModule):
     """
 
     num_extra_tokens = 1
-    started_from: tuple[str, dict] | None = None  # (file, content) of init_cfg's checkpoint
+    started_from: tuple[str, dict] | None = None  # init_cfg's file, and a dict of its meta
     also_takes = (*MMSEG_TRANSLATED, *MMSEG_FIXED, *MMPRETRAIN_FIXED)  # what `others` may hold
 
     def __init__(
@@ -250,7 +251,8 @@ class BEiTViT(BaseModule):
             raise CheckpointError(f'{checkpoint}: {error}') from error
         self.load_state_dict(fitted, strict=False)
         print_log(f'{checkpoint}: {done}{report}', logger='current', level=report.level)
-        self.started_from = (checkpoint, content)  # whose images may have been normalised otherwise: FitWeightsHook
+        # Its images may have been normalised otherwise, which FitWeightsHook says; the weights are not kept for that
+        self.started_from = (checkpoint, dict(meta=content.get('meta')))
 
     def _freeze(self) -> None:
         for part in self._frozen_parts():
@@ -402,7 +404,7 @@ def _fit_on_loading(backbone: BEiTViT, state_dict: dict, prefix: str, *_) -> Non
     """Whoever loads, be it another project's Runner: a shared table goes to all blocks, tables and positions are
     resized; the index of relative positions, which the other BEiTs store, goes, for ours is computed."""
     grid = grid_of_index({key: value for key, value in state_dict.items() if key.startswith(prefix)})
-    for key in [k for k in state_dict if k.startswith(prefix) and k.endswith('relative_position_index')]:
+    for key in [k for k in state_dict if k.startswith(prefix) and k.endswith(INDEX)]:
         del state_dict[key]
     own = {f'{prefix}{key}': value for key, value in backbone.state_dict().items()}
     given = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -415,4 +417,4 @@ def _fit_on_loading(backbone: BEiTViT, state_dict: dict, prefix: str, *_) -> Non
         return  # what does not match is for the loader to name
     state_dict.update({key: fitted[key] for key in report.expanded + report.resized})
     if report.expanded:
-        state_dict.pop(f'{prefix}rel_pos_bias.relative_position_bias_table', None)
+        state_dict.pop(f'{prefix}{SHARED_TABLE}', None)

@@ -6,6 +6,7 @@ RelativePositionBias, and run_class_finetuning.py (resizing).
 """
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -19,6 +20,18 @@ NUM_CLASS_ROWS = 3
 def num_offsets(grid: Grid) -> int:
     """Rows of a table for `grid`, the three rows of the class token included."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLASS_ROWS
+
+
+def square_of_table(rows: int) -> Grid | None:
+    """The square grid whose table has so many rows; None where there is none."""
+    side = (math.isqrt(max(rows - NUM_CLASS_ROWS, 0)) + 1) // 2
+    return (side, side) if num_offsets((side, side)) == rows else None
+
+
+def square_of_patches(patches: int) -> Grid | None:
+    """The square grid of so many patches; None where there is none."""
+    side = math.isqrt(max(patches, 0))
+    return (side, side) if side * side == patches else None
 
 
 def relative_position_index(grid: Grid, device: torch.device | str = 'cpu') -> torch.Tensor:
