@@ -11,12 +11,14 @@ A config's own test pipeline, data preprocessor and test batches are used, and w
 arrays. Arrays are (H, W), (H, W, 3) in RGB, or (H, W, bands), with the range of values that the files would have.
 """
 
+import copy
 import csv
 import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +35,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from .checkpoints.load import trust
 from .data.images import read_list
-from .data.loading import UnreadableImage
+from .data.loading import UnreadableImage, read_image
 from .data.verify import images_below
 from .engine.configs import load_config
 from .engine.errors import ConfigError
-from .engine.launch import load_whole
+from .engine.launch import innermost, load_whole, merging, with_tta
+from .ops import overlay
 
 Images = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
 
@@ -59,7 +62,7 @@ def init_model(
         model = MODELS.build(description)
     meta = load_whole(model, config, checkpoint)
     model.cfg = config
-    model.dataset_meta = dict(classes=_classes(meta, config))
+    model.dataset_meta = dict(classes=_classes(meta, config), palette=_palette(meta))
     return model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
 
 
@@ -68,9 +71,7 @@ def _test_dataset(config: Config) -> dict:
     dataset = (config.get('test_dataloader') or {}).get('dataset')
     if dataset is None:
         raise ConfigError(f'{config.filename}: test_dataloader is missing, whose pipeline inference goes through')
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
+    return innermost(dataset)
 
 
 def _classes(meta: dict, config: Config) -> tuple[str, ...] | None:
@@ -84,6 +85,12 @@ def _classes(meta: dict, config: Config) -> tuple[str, ...] | None:
     if isinstance(found, str):
         found = list_from_file(found)
     return tuple(found) if found else None
+
+
+def _palette(meta: dict) -> list | None:
+    """RGB of each class, where the checkpoint's data set had them."""
+    palette = (meta.get('dataset_meta') or {}).get('palette')
+    return palette if palette is not None and len(palette) else None
 
 
 def find_images(images: Images) -> list[str | np.ndarray]:
@@ -114,7 +121,7 @@ class _Samples(Dataset):
     def __init__(self, images: list[str | np.ndarray], config: Config, skip: bool) -> None:
         self.images, self.skip = images, skip
         preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor') or {}
-        steps = [step for step in _test_dataset(config)['pipeline'] if not _named(step).startswith('LoadAnn')]
+        steps = _unlabelled(_test_dataset(config)['pipeline'])
         loaders = [step for step in steps if _named(step).startswith('Load')]
         if not loaders:  # a data set that makes its images, in the order of bands that the preprocessor takes
             bands = len(preprocessor.get('mean') or ()) or (config.model.get('backbone') or {}).get('in_channels', 3)
@@ -156,26 +163,47 @@ def _named(step: dict) -> str:
     return str(step['type']).rsplit('.', 1)[-1]
 
 
+def _unlabelled(steps: Sequence[dict]) -> list[dict]:
+    """A pipeline without the steps that load labels, inside of TestTimeAug too."""
+    kept = []
+    for step in steps:
+        if _named(step) == 'LoadMask' or _named(step).startswith('LoadAnn'):
+            continue
+        if _named(step) == 'TestTimeAug':
+            groups = [_unlabelled(group) for group in step['transforms']]
+            step = dict(step, transforms=[group for group in groups if group])
+        kept.append(step)
+    return kept
+
+
+class _Options(NamedTuple):
+    """How images go through a model. on_error: `stop` or `skip`. tta: over the views of the config's tta_pipeline."""
+
+    batch_size: int
+    device: str | None = None
+    num_workers: int = 0
+    on_error: str = 'stop'
+    tta: bool = False
+
+
 def _collate(samples: list[tuple], collate: Callable) -> tuple[list[int], dict | None, dict[int, str]]:
     good = [(index, sample) for index, sample, _ in samples if sample is not None]
     batch = collate([sample for _, sample in good]) if good else None
     return [index for index, _ in good], batch, {index: why for index, sample, why in samples if sample is None}
 
 
-def _run(
-    model: nn.Module, images: list, step: Callable, batch_size: int, num_workers: int, skip: bool
-) -> Iterator[tuple[int, object, str]]:
+def _run(config: Config, images: list, step: Callable, options: _Options) -> Iterator[tuple[int, object, str]]:
     """(position, what `step` gave for the image or None, why it cannot be read) of every image, in order."""
-    collate = (model.cfg.test_dataloader.get('collate_fn') or {}).get('type')
-    with DefaultScope.overwrite_default_scope(model.cfg.get('default_scope', 'mmengine')):
+    collate = (config.test_dataloader.get('collate_fn') or {}).get('type')
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
         collate = FUNCTIONS.get(collate) if isinstance(collate, str) else collate or pseudo_collate
     loader = DataLoader(
-        _Samples(images, model.cfg, skip),
-        batch_size=batch_size,
-        num_workers=num_workers,
+        _Samples(images, config, options.on_error == 'skip'),
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
         collate_fn=functools.partial(_collate, collate=collate),
     )
-    half = bool((model.cfg.get('test_cfg') or {}).get('fp16'))
+    half = bool((config.get('test_cfg') or {}).get('fp16'))
     for indices, batch, unread in loader:
         found = {}
         if batch is not None:
@@ -185,18 +213,22 @@ def _run(
             yield index, found.get(index), unread.get(index, '')
 
 
-def _each(model, checkpoint, images, row, step, kind, options) -> Iterator[dict]:
+def _each(
+    model, checkpoint: str | None, images: Images, row: Callable, step: Callable, kind: str, options: _Options
+) -> Iterator[dict]:
     """One row per image: `row(output)` with `image`, its path or its position; `error` where it cannot be read."""
-    device, batch_size, num_workers, on_error = options
-    if on_error not in ('stop', 'skip'):
-        raise ValueError(f'on_error={on_error!r} is neither stop nor skip')
+    if options.on_error not in ('stop', 'skip'):
+        raise ValueError(f'on_error={options.on_error!r} is neither stop nor skip')
     if not isinstance(model, nn.Module):
-        model = init_model(model, checkpoint, device)
+        model = init_model(model, checkpoint, options.device)
     if task_of(model) != kind:
         raise ConfigError(f'{model.cfg.filename}: {type(model).__name__} is for {task_of(model)}, not for {kind}')
-    images = find_images(images)
-    outputs = _run(model, images, functools.partial(step, model), batch_size, num_workers, on_error == 'skip')
-    for index, output, why in outputs:
+    images, config, asked = find_images(images), model.cfg, model
+    if options.tta:
+        config = copy.deepcopy(config)
+        with_tta(config)
+        asked = merging(config, model)
+    for index, output, why in _run(config, images, functools.partial(step, asked), options):
         name = index if isinstance(images[index], np.ndarray) else images[index]
         yield dict(image=name, error=why) if why else dict(image=name, **row(model, output))
 
@@ -231,7 +263,7 @@ def classify(
     image that cannot be read, `skip` gives it a row of image and error.
     """
     row = functools.partial(_class_row, top=top)
-    options = device, batch_size, num_workers, on_error
+    options = _Options(batch_size, device, num_workers, on_error)
     return list(_each(config, checkpoint, images, row, _test_step, 'classification', options))
 
 
@@ -262,12 +294,14 @@ def segment(
     batch_size: int = 1,
     num_workers: int = 0,
     on_error: str = 'stop',
+    tta: bool = False,
 ) -> list[dict]:
     """Per image: image and `mask` (H, W) of the image's own size, class indices, uint8 or (above 256 classes) uint16.
 
-    Arguments: `classify`. batch_size above 1 is for images that the pipeline makes equal in size.
+    Arguments: `classify`. batch_size above 1 is for images that the pipeline makes equal in size. tta: the mean over
+    the scales and flips of the config's tta_pipeline. `overlay_of` shows a mask over its image.
     """
-    options = device, batch_size, num_workers, on_error
+    options = _Options(batch_size, device, num_workers, on_error, tta)
     return list(_each(config, checkpoint, images, _mask_row, _test_step, 'segmentation', options))
 
 
@@ -289,7 +323,7 @@ def tokenize(
 
     config: of a tokenizer, or of a pre-training, whose target's tokenizer is asked.
     """
-    options = device, batch_size, num_workers, on_error
+    options = _Options(batch_size, device, num_workers, on_error)
     return list(_each(config, checkpoint, images, _token_row, _token_step, 'tokenization', options))
 
 
@@ -303,21 +337,38 @@ def _token_row(model: nn.Module, tokens: torch.Tensor) -> dict:
     return dict(tokens=tokens.cpu().numpy())
 
 
+def overlay_of(model: nn.Module, image: str | Path | np.ndarray, mask: np.ndarray) -> Image.Image:
+    """The image beside itself under the colours of its mask (H, W), with a legend."""
+    pixels = image if isinstance(image, np.ndarray) else read_image(str(image))
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    classes = model.dataset_meta['classes'] or [str(i) for i in range(max(model.num_classes, int(mask.max()) + 1))]
+    return overlay.picture(pixels, {'prediction': mask}, list(classes), model.dataset_meta['palette'])
+
+
 def write_predictions(
-    model: nn.Module, images: Images, out: str | Path, batch_size: int | None = None, skip: bool = False
+    model: nn.Module,
+    images: Images,
+    out: str | Path,
+    batch_size: int | None = None,
+    skip: bool = False,
+    tta: bool = False,
+    show_dir: str | Path | None = None,
 ) -> str:
     """Predict and write: classes to a .json or .csv file, masks as PNG into a folder; returns what to tell the user.
 
-    batch_size, and the number of workers: default the config's `test_dataloader`'s; for masks 1.
+    batch_size, and the number of workers: default the config's `test_dataloader`'s; for masks 1. tta, show_dir: of
+    masks, the mean over scales and flips, and a folder for pictures of them.
     PNG masks hold class indices, from 0, and keep the images' names and subfolders.
     """
     out, task = Path(out), task_of(model)
     loader = model.cfg.test_dataloader
-    options = None, batch_size, loader.get('num_workers', 0), 'skip' if skip else 'stop'
+    options = _Options(batch_size or 1, None, loader.get('num_workers', 0), 'skip' if skip else 'stop', tta)
+    if task != 'segmentation' and (tta or show_dir):
+        raise ConfigError(f'{model.cfg.filename}: --tta and --show-dir are for segmentation, this is for {task}')
     if task == 'classification':
         if out.suffix not in ('.json', '.csv'):
             raise ValueError(f'{out}: predictions of classes are written to a file that ends in .json or .csv')
-        options = None, batch_size or loader.get('batch_size', 1), *options[2:]
+        options = options._replace(batch_size=batch_size or loader.get('batch_size', 1))
         row = functools.partial(_class_row, top=5)
         rows = list(_each(model, None, images, row, _test_step, task, options))
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -326,16 +377,19 @@ def write_predictions(
         write(good, [r for r in rows if 'error' in r], model.dataset_meta['classes'], out)
         done = f'{len(good)} images classified: {out}'
     elif task == 'segmentation':
-        if out.suffix or out.is_file():
-            raise ValueError(f'{out}: masks are written as PNG into a folder; give --out a name without an ending')
-        options = None, batch_size or 1, *options[2:]
+        for folder in filter(None, (out, show_dir and Path(show_dir))):
+            if folder.suffix or folder.is_file():
+                raise ValueError(f'{folder}: masks are written as PNG into a folder; give it a name without an ending')
         rows, written = [], set()
         for r in _each(model, None, images, _mask_row, _test_step, task, options):
             if 'error' not in r:
-                written.add(_write_mask(r, images, out, written))
+                written.add(_write_png(Image.fromarray(r['mask']), r['image'], images, out, written))
+                if show_dir:
+                    page = overlay_of(model, r['image'], r['mask'])
+                    _write_png(page, r['image'], images, Path(show_dir), set())
                 r = dict(image=r['image'])
             rows.append(r)
-        done = f'{len(written)} masks of class indices below {out}'
+        done = f'{len(written)} masks of class indices below {out}' + (f', pictures: {show_dir}' if show_dir else '')
     else:
         raise ConfigError(
             f'{model.cfg.filename}: {type(model).__name__} neither classifies nor segments; for tokens: '
@@ -369,12 +423,13 @@ def _write_csv(rows: list[dict], lost: list[dict], classes: tuple | None, out: P
             table.writerow([r['image'], *[''] * (3 + 3 * width), r['error']])
 
 
-def _write_mask(row: dict, images: Images, out: Path, written: set[Path]) -> Path:
-    name = Path(row['image'])
+def _write_png(picture: Image.Image, image: str, images: Images, out: Path, written: set[Path]) -> Path:
+    """Save a picture of an image below `out` under the image's name; ValueError for a second one of one name."""
+    name = Path(image)
     below = name.relative_to(images) if isinstance(images, (str, Path)) and os.path.isdir(images) else Path(name.name)
     path = out / below.with_suffix('.png')
     if path in written:
-        raise ValueError(f'{row["image"]}: {path} is written already, for an image of the same name')
+        raise ValueError(f'{image}: {path} is written already, for an image of the same name')
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(row['mask']).save(path)
+    picture.save(path)
     return path

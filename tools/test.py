@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument(
         '--out', metavar='FILE', help='write the metrics as JSON; with --images: .json, .csv, or a folder'
     )
+    parser.add_argument('--tta', action='store_true', help='segmentation: multi-scale and flip (tta_pipeline)')
+    parser.add_argument('--show-dir', metavar='DIR', help='segmentation: pictures of image, prediction and truth')
     parser.add_argument('--images', metavar='DIR_OR_FILE', help='predict for these images, without labels, into --out')
     parser.add_argument('--batch-size', type=int, help="with --images: instead of test_dataloader's; masks: default 1")
     parser.add_argument('--skip-unreadable', action='store_true', help='with --images: leave out what cannot be read')
@@ -35,17 +37,20 @@ def main() -> None:
     if args.images:
         terse_terminal()
         model = init_model(config, args.checkpoint, trust_checkpoint=args.trust_checkpoint)
-        print(write_predictions(model, args.images, args.out, args.batch_size, args.skip_unreadable))
+        options = dict(batch_size=args.batch_size, skip=args.skip_unreadable, tta=args.tta, show_dir=args.show_dir)
+        print(write_predictions(model, args.images, args.out, **options))
         return
     runner, metrics, seconds = evaluate(
         config,
         args.checkpoint,
+        tta=args.tta,
+        show_dir=args.show_dir,
         work_dir=args.work_dir,
         launcher=args.launcher,
         trust_checkpoint=args.trust_checkpoint,
     )
     for name, value in metrics.items():
-        if not name.startswith(('data_time', 'time')):
+        if not name.startswith(('data_time', 'time')) and '.' not in name:  # classes are in the log's table
             print(f'{name:>24}  {value:.4f}')
     if args.out:
         Path(args.out).write_text(json.dumps(metrics, indent=1) + '\n')

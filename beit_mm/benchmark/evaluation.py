@@ -50,7 +50,7 @@ def record_of(runner: Runner, config: Config, checkpoint: str, metrics: dict[str
     return make(
         task=TASK_OF_METRIC[metric],
         dataset=config.get('dataset_name') or kind,
-        embedded=kind.startswith('Embedded'),
+        embedded=bool(config.get('embedded', kind.startswith('Embedded'))),
         split=config.test_dataloader.dataset.get('split', 'val'),
         num_images=len(dataset),
         metric=metric,

@@ -1,5 +1,5 @@
 """Data sets, samplers, transforms and batch preprocessing. Importing registers them under the scope `beit_mm`."""
 
-from . import cifar, datasets, images, loading, preprocess, sampling, subsets, transforms
+from . import cifar, datasets, images, loading, masks, preprocess, sampling, subsets, transforms
 
-__all__ = ['cifar', 'datasets', 'images', 'loading', 'preprocess', 'sampling', 'subsets', 'transforms']
+__all__ = ['cifar', 'datasets', 'images', 'loading', 'masks', 'preprocess', 'sampling', 'subsets', 'transforms']

@@ -22,6 +22,7 @@ NEAR_TYPE, NEAR_FIELD = 0.6, 0.85  # difflib ratios; the second gave no false al
 RUNNER_FIELDS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 OTHER_FIELDS = frozenset(
     {'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg', 'compile'}
+    | {'tta_model', 'tta_pipeline'}  # of tools/test.py --tta
 )
 BUILT_ELSEWHERE = ('_cfg', '_cfgs')  # norm_cfg, act_cfg, ...: their builders take keys that the class does not
 # Keys that mmengine's builders take out before the class sees the rest

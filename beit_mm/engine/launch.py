@@ -16,20 +16,23 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from ..checkpoints.fit import as_ours
 from ..checkpoints.load import CheckpointError, read, state_dict_of, trust
 from ..compat import CONFIG_ROOT
 from .amp import with_amp
-from .checkpointing import TO_EVALUATE, latest_checkpoint, warn_of_preprocessing
+from .checkpointing import TO_EVALUATE, latest_checkpoint, model_of, warn_of_preprocessing
 from .configs import ConfigError
+from .device import suit_device
 
 SAFETY_HOOKS = [
     dict(type='beit_mm.PlainCheckpointHook'),
     dict(type='beit_mm.FitWeightsHook'),
     dict(type='beit_mm.ProgressHook'),
     dict(type='beit_mm.UnreadableImagesHook'),
+    dict(type='beit_mm.DataCheckHook'),
 ]
 
 
@@ -88,6 +91,7 @@ def prepare(
             raise CheckpointError(f'{error}{made_by(config.load_from)}') from error
     if amp:
         config.optim_wrapper = with_amp(config.optim_wrapper, amp)
+    suit_device(config, distributed=launcher != 'none')
     if no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if auto_scale_lr:
@@ -148,14 +152,14 @@ def terse_terminal() -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise PermissionError naming the folder if no file can be made in it."""
+    """Make the folder; raise PermissionError naming it if no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise PermissionError(
-            f'work_dir {folder} cannot be written ({error.strerror}); choose another one with --work-dir'
+            f'{folder} cannot be written ({error.strerror}); choose another folder, for a work_dir by --work-dir'
         ) from error
 
 
@@ -171,13 +175,48 @@ def run(config: Config, **wishes) -> Runner:
     return runner
 
 
-def evaluate(config: Config, checkpoint: str, **wishes) -> tuple[Runner, dict[str, float], float]:
-    """Load a checkpoint (every key must fit), test, and return (runner, metrics, seconds)."""
+def with_tta(config: Config) -> None:
+    """Test with augmentation: `tta_pipeline` makes views of each image, `tta_model` merges what is predicted for them.
+
+    Raises ConfigError for a config without them.
+    """
+    lacking = [key for key in ('tta_model', 'tta_pipeline') if config.get(key) is None]
+    if lacking:
+        raise ConfigError(f'{config.filename}: --tta needs {" and ".join(lacking)} in it, as the ADE20K configs have')
+    innermost(config.test_dataloader.dataset).pipeline = config.tta_pipeline
+    config.protocol = f'{config.get("protocol", "fine-tune")}, multi-scale and flip'
+
+
+def merging(config: Config, model: torch.nn.Module) -> torch.nn.Module:
+    """The config's `tta_model` around a model."""
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        return MODELS.build(dict(config.tta_model, module=model))
+
+
+def innermost(dataset: dict) -> dict:
+    """Of a data set in wrappers, the config of the one that has the pipeline."""
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def evaluate(
+    config: Config, checkpoint: str, tta: bool = False, show_dir: str | None = None, **wishes
+) -> tuple[Runner, dict[str, float], float]:
+    """Load a checkpoint (every key must fit), test, and return (runner, metrics, seconds).
+
+    tta: over scales and flips. show_dir: write a picture of each segmented image there.
+    """
     terse_terminal()
     config = prepare(config, load_from=checkpoint, **wishes)
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if config.get(key) is None:
             raise ConfigError(f'{config.filename}: {key} is missing, which testing needs')
+    if tta:
+        with_tta(config)
+    if show_dir:
+        check_writable(Path(show_dir))
+        config.custom_hooks = [*config.custom_hooks, dict(type='beit_mm.ShowSegmentationHook', out_dir=show_dir)]
     config.train_dataloader = config.train_cfg = config.optim_wrapper = config.param_scheduler = None
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     config.visualizer = None
@@ -185,8 +224,12 @@ def evaluate(config: Config, checkpoint: str, **wishes) -> tuple[Runner, dict[st
     load_whole(runner.model, config, checkpoint)
     runner.cfg.load_from = runner._load_from = None
     runner._has_loaded = True
+    model = runner.model
+    if tta:
+        runner.model = merging(config, model_of(runner))
     started = time.perf_counter()
     metrics = {name: float(value) for name, value in runner.test().items()}
+    runner.model = model
     return runner, metrics, time.perf_counter() - started
 
 

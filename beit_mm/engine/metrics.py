@@ -8,60 +8,142 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from PIL import Image
 
 from ..registry import METRICS
 
 
-def confusion_matrix(
-    prediction: torch.Tensor, truth: torch.Tensor, num_classes: int, ignore: int = 255
+def areas(
+    prediction: torch.Tensor, truth: torch.Tensor, num_classes: int, ignore: int = 255, name: str = 'a mask'
 ) -> torch.Tensor:
-    """(num_classes, num_classes) int64: rows truth, columns prediction; `ignore` in the truth does not count."""
+    """(3, num_classes) int64: pixels that are right, true pixels, and predicted pixels, per class.
+
+    prediction, truth: (H, W) class indices; where the truth is `ignore` nothing counts. Raises ValueError, with `name`,
+    for maps of different sizes and for classes that there are not.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f'{name}: its mask is {tuple(truth.shape)} pixels (height, width), what was predicted for its image '
+            f'{tuple(prediction.shape)}'
+        )
     counted = truth != ignore
     truth, prediction = truth[counted].long(), prediction[counted].long()
-    if len(truth) and (int(truth.max()) >= num_classes or int(truth.min()) < 0):
-        raise ValueError(
-            f'a mask holds class {int(truth.max())}, but there are {num_classes} classes (0..{num_classes - 1}, '
-            f'and {ignore} to ignore): check reduce_zero_label and the data set'
-        )
-    return torch.bincount(truth * num_classes + prediction, minlength=num_classes**2).view(num_classes, num_classes)
+    for what, found in (('holds', truth), ('was predicted as', prediction)):
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < num_classes:
+            worst = int(found.min()) if int(found.min()) < 0 else int(found.max())
+            raise ValueError(
+                f'{name}: {what} class {worst}, and there are {num_classes} classes (0..{num_classes - 1}, and '
+                f'{ignore} to ignore): check num_classes, reduce_zero_label and the data set'
+            )
+    return torch.stack([
+        torch.bincount(part, minlength=num_classes) for part in (truth[truth == prediction], truth, prediction)
+    ])  # fmt: skip
 
 
-def iou_from(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-class IoU and recall in [0, 1] (nan where a class is absent), and pixel accuracy."""
-    hits = matrix.diagonal().astype(float)
-    truth, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+SCORES = {'mIoU': ('IoU', 'Acc'), 'mDice': ('Dice', 'Acc'), 'mFscore': ('Fscore', 'Precision', 'Recall')}
+
+
+def scores(counts: np.ndarray, kinds: Sequence[str], beta: float = 1.0) -> dict[str, np.ndarray]:
+    """What SCORES names, each (classes,) in [0, 1]; nan where a class is absent. counts: (3, classes), of `areas`."""
+    hits, truth, predicted = counts.astype(float)
     with np.errstate(divide='ignore', invalid='ignore'):
-        return dict(iou=hits / (truth + predicted - hits), acc=hits / truth, all=hits.sum() / matrix.sum())
+        precision, recall = hits / predicted, hits / truth
+        known = dict(
+            IoU=hits / (truth + predicted - hits),
+            Acc=recall,
+            Dice=2 * hits / (truth + predicted),
+            Fscore=(1 + beta**2) * precision * recall / (beta**2 * precision + recall),
+            Precision=precision,
+            Recall=recall,
+        )
+    return {name: known[name] for kind in kinds for name in SCORES[kind]}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean over the classes that are there; nan without any."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else float('nan')
 
 
 @METRICS.register_module()
 class IoUMetric(BaseMetric):
-    """mIoU, mAcc, aAcc in percent over the whole data set, and every class's IoU; the numbers of mmseg's IoUMetric.
+    """mIoU, mAcc and aAcc in percent over the whole data set, and IoU and accuracy of every class.
 
-    mmseg's returns NumPy scalars and prints the classes without returning them.
+    The numbers of mmseg's IoUMetric before it rounds them, from exact counts (mmseg adds up in float32 and gives NumPy
+    scalars, and no class). A class that neither prediction nor truth holds is nan, and left out of the means.
+
+    iou_metrics: `mIoU`, `mDice` (with mAcc) and `mFscore` (with mPrecision, mRecall), as in mmseg. beta: of the
+        F-score.
+    output_dir: also write every prediction there as a PNG of class indices, raised by one where the data set has
+        reduce_zero_label, so that 0 is "other" again, as ADE20K's server wants it. format_only: write and do not judge,
+        for images without masks.
     """
 
-    def __init__(self, ignore_index: int = 255, collect_device: str = 'cpu', prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        iou_metrics: str | Sequence[str] = ('mIoU',),
+        beta: float = 1.0,
+        output_dir: str | None = None,
+        format_only: bool = False,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        self.ignore_index = ignore_index
+        self.ignore_index, self.beta = ignore_index, beta
+        self.iou_metrics = [iou_metrics] if isinstance(iou_metrics, str) else list(iou_metrics)
+        if unknown := [name for name in self.iou_metrics if name not in SCORES]:
+            raise ValueError(f'IoUMetric: iou_metrics={unknown[0]!r} is none of {", ".join(SCORES)}')
+        if format_only and not output_dir:
+            raise ValueError('IoUMetric: format_only=True writes predictions and nothing else: give output_dir')
+        self.output_dir, self.format_only = output_dir and Path(output_dir), format_only
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
-            prediction = sample['pred_sem_seg']['data'].squeeze().cpu()
-            truth = sample['gt_sem_seg']['data'].squeeze().cpu()
-            matrix = confusion_matrix(prediction, truth, len(self.dataset_meta['classes']), self.ignore_index)
-            self.results.append(matrix)
+            prediction = sample['pred_sem_seg']['data'].squeeze(0)
+            if self.output_dir:
+                self._write(prediction, sample)
+            if self.format_only:
+                self.results.append(None)
+                continue
+            name = sample.get('seg_map_path') or sample.get('img_path') or 'an image'
+            if 'gt_sem_seg' not in sample:
+                raise ValueError(f'{name}: has no mask to judge by; for images without masks: format_only=True')
+            truth = sample['gt_sem_seg']['data'].squeeze(0).to(prediction.device)
+            classes = len(self.dataset_meta['classes'])
+            self.results.append(areas(prediction, truth, classes, self.ignore_index, str(name)).cpu())
+
+    def _write(self, prediction: torch.Tensor, sample: dict) -> None:
+        mask = prediction.cpu().numpy() + int(bool(sample.get('reduce_zero_label')))
+        path = self.output_dir / f'{Path(sample["img_path"]).stem}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask.astype(np.uint8 if mask.max() < 256 else np.uint16)).save(path)
 
     def compute_metrics(self, results: list) -> dict:
-        scores = iou_from(torch.stack(results).sum(dim=0).numpy())
-        metrics = dict(
-            mIoU=100 * float(np.nanmean(scores['iou'])),
-            mAcc=100 * float(np.nanmean(scores['acc'])),
-            aAcc=100 * float(scores['all']),
-        )
-        for name, value in zip(self.dataset_meta['classes'], scores['iou'], strict=True):
-            metrics[f'IoU.{name}'] = 100 * float(value)
+        if self.format_only:
+            print_log(f'{len(results)} predictions below {self.output_dir}, not judged', logger='current')
+            return {}
+        counts = torch.stack(results).sum(dim=0).numpy()
+        of_classes = scores(counts, self.iou_metrics, self.beta)
+        metrics = {f'm{name}': 100 * _mean(values) for name, values in of_classes.items()}
+        hits, truth, _ = counts.sum(axis=1)
+        metrics['aAcc'] = 100 * float(hits / truth) if truth else float('nan')
+        classes = self.dataset_meta['classes']
+        for name, values in of_classes.items():
+            metrics.update({f'{name}.{c}': 100 * float(v) for c, v in zip(classes, values, strict=True)})
+        print_log(self._table(of_classes, counts[1]), logger='current')
         return metrics
+
+    def _table(self, of_classes: dict[str, np.ndarray], truth: np.ndarray) -> str:
+        """One line per class: its scores and its share of the pixels, in percent."""
+        columns = {**of_classes, 'pixels': truth / max(truth.sum(), 1)}
+        classes = self.dataset_meta['classes']
+        width = max(len('class'), *map(len, classes))
+        lines = [' '.join([f'{"class":<{width}}', *(f'{name:>9}' for name in columns)])]
+        for i, name in enumerate(classes):
+            lines.append(' '.join([f'{name:<{width}}', *(f'{100 * column[i]:9.2f}' for column in columns.values())]))
+        return 'per class, in percent:\n' + '\n'.join(lines)
 
 
 @METRICS.register_module()

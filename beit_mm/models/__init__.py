@@ -6,6 +6,7 @@ from .heads import PixelHead, TokenHead
 from .pretrain import MaskedImageModel
 from .probe import KNNProbe, LinearProbe
 from .pyramid import ViTPyramid
+from .segmentor import EncoderDecoder, SegTTAModel
 from .targets import PixelTarget, TokenTarget
 from .unilm_vae import UnilmDiscreteVAE
 
@@ -14,12 +15,14 @@ from . import dalle  # isort: skip  (registers DALLEEncoder and DALLEDecoder)
 __all__ = [
     'BEiTViT',
     'DiscreteVAE',
+    'EncoderDecoder',
     'KMeansTokenizer',
     'KNNProbe',
     'LinearProbe',
     'MaskedImageModel',
     'PixelHead',
     'PixelTarget',
+    'SegTTAModel',
     'TokenHead',
     'TokenTarget',
     'UnilmDiscreteVAE',

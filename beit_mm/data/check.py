@@ -1,0 +1,175 @@
+"""Can a segmentor be trained on this: a look at masks, images and classes before the first step."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import BaseDataset, ConcatDataset
+
+from .loading import UnreadableImage
+from .masks import IGNORED, MaskError
+from .verify import Report, Scope, check_each, few
+
+SAMPLE = 200  # images that are looked at before training
+MOST = 2**16  # ids that a histogram has room for
+
+
+def parts_of(dataset) -> Iterator[BaseDataset]:
+    """The data sets below wrappers (repeated, concatenated, subsets) that list their images."""
+    if isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from parts_of(part)
+    elif hasattr(dataset, 'get_data_info'):
+        inner = getattr(dataset, 'dataset', None)
+        if isinstance(inner, (BaseDataset, ConcatDataset)):
+            yield from parts_of(inner)
+        else:
+            yield dataset
+    elif hasattr(dataset, 'dataset'):
+        yield from parts_of(dataset.dataset)
+
+
+class _Look:
+    """One image of a data set, through the loading steps of its own pipeline: what is wrong, and its histogram."""
+
+    def __init__(self, dataset: BaseDataset) -> None:
+        self.dataset = dataset
+        self.loaders: list[BaseTransform] = []
+        for step in dataset.pipeline.transforms:
+            if not type(step).__name__.startswith('Load'):
+                break
+            self.loaders.append(step)
+
+    def __call__(self, index: int) -> tuple[str, np.ndarray | None]:
+        """(why it is unfit or '', pixels per id)."""
+        info = self.dataset.get_data_info(index)
+        name = info.get('seg_map_path') or info.get('img_path')
+        try:
+            for step in self.loaders:
+                info = step(info)
+                if info is None:  # a loader that skips what it cannot read
+                    return '', None
+        except (MaskError, UnreadableImage, OSError) as error:
+            return str(error), None
+        except Exception as error:  # of any project's loader
+            return f'{name}: {type(error).__name__}: {error}', None
+        mask, shape = np.asarray(info['gt_seg_map']), info.get('ori_shape')
+        if mask.ndim != 2:
+            return f'{name}: the mask has {mask.shape[2]} bands, and a mask has one number per pixel', None
+        if shape is not None and mask.shape != tuple(shape[:2]):
+            return (
+                f'{name}: the mask is {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image '
+                f'{shape[0]} x {shape[1]}'
+            ), None
+        if mask.min() < 0 or mask.max() >= MOST:
+            return f'{name}: holds the ids {mask.min()} to {mask.max()}', None
+        return '', np.bincount(mask.ravel(), minlength=IGNORED + 1)
+
+
+class _Reason:
+    """`_Look` for `check_each`: keeps the histograms, gives the reason."""
+
+    def __init__(self, dataset: BaseDataset) -> None:
+        self.look, self.histograms = _Look(dataset), {}
+
+    def __call__(self, index: int) -> str:
+        why, histogram = self.look(index)
+        if histogram is not None:
+            self.histograms[index] = histogram
+        return why
+
+
+def check_dataset(
+    dataset, num_classes: int, what: str, report: Report, sample: int | None = SAMPLE, ignore: int = IGNORED
+) -> None:
+    """Put into the report what is wrong with a data set of images and masks, and what it holds.
+
+    num_classes: of the heads. sample: how many masks to read, None for all; whether files are there is asked of all.
+    """
+    for part in parts_of(dataset):
+        _check_part(part, num_classes, what, report, sample, ignore)
+
+
+def _check_part(dataset, num_classes: int, what: str, report: Report, sample: int | None, ignore: int) -> None:
+    classes = dataset.metainfo.get('classes')
+    if classes is not None and len(classes) != num_classes:
+        report.problem(
+            f'{what}: the data set names {len(classes)} classes ({few(classes)}), the head tells {num_classes} apart',
+            f"set num_classes={len(classes)} of decode_head and auxiliary_head, or the data set's classes",
+        )
+    count = len(dataset)
+    if not count:
+        report.problem(f'{what}: the data set is empty', 'look at data_root and data_prefix')
+        return
+    files = defaultdict(list)
+    made = hasattr(dataset, 'make')  # EmbeddedScenes: there are no files
+    for index in range(0 if made else count):
+        info = dataset.get_data_info(index)
+        for key, kind in (('img_path', 'images'), ('seg_map_path', 'masks')):
+            path = info.get(key)
+            if isinstance(path, str) and '://' not in path and not os.path.isfile(path):
+                files[kind].append(path)
+    for kind, paths in files.items():
+        report.problem(
+            f'{what}: {len(paths)} of {count} {kind} are not there: {few(paths)}',
+            'images and masks have one name: look at data_prefix, img_suffix and seg_map_suffix',
+        )
+    if files:
+        return
+    reason = _Reason(dataset)
+    reasons = check_each(report, reason, list(range(count)), Scope(sample), f'{what}: images with masks')
+    if reasons:
+        shown = '\n          '.join(reasons[:5]) + (f'\n          {len(reasons) - 5} more' if len(reasons) > 5 else '')
+        report.problem(f'{what}: {len(reasons)} are unfit:\n          {shown}', 'mend or remove them')
+    if reason.histograms:
+        _check_histogram(reason.histograms, classes, num_classes, what, report, count, ignore)
+
+
+def _check_histogram(
+    histograms: dict[int, np.ndarray], classes, num_classes: int, what: str, report: Report, count: int, ignore: int
+) -> None:
+    width = max(len(one) for one in histograms.values())
+    total = np.zeros(max(width, num_classes, ignore + 1), np.int64)
+    for one in histograms.values():
+        total[: len(one)] += one
+    ignored, total[ignore] = int(total[ignore]), 0
+    counted = int(total.sum())
+    beyond = np.flatnonzero(total[num_classes:]) + num_classes
+    if len(beyond):
+        first = next(i for i, one in histograms.items() if len(one) > beyond[0] and one[beyond[0]])
+        report.problem(
+            f'{what}: masks hold the ids {few(beyond.tolist())}, and {num_classes} classes are 0 to {num_classes - 1}, '
+            f'{ignore} being ignored; image {first} of the data set for one',
+            'correct num_classes; if ids start at 1, or 0 is to be ignored: reduce_zero_label=True of the data set; if '
+            "the files number their classes otherwise: beit_mm.MaskFolder's mask_values",
+        )
+    if not counted:
+        report.problem(
+            f'{what}: every pixel of the {len(histograms)} masks is {ignore}, which is ignored: the loss would be 0',
+            'for black and white masks (0 and 255): beit_mm.MaskFolder with mask_values=(0, 255); for masks of 0 only: '
+            'leave reduce_zero_label=True out',
+        )
+        return
+    share = total[:num_classes] / counted
+    named = classes is not None and len(classes) == num_classes
+    names = list(classes) if named else [str(i) for i in range(num_classes)]
+    order = np.argsort(-share, kind='stable')
+    most = ', '.join(f'{names[i]} {100 * share[i]:.1f} %' for i in order[:5] if share[i])
+    report.fact(
+        f'{what}: of {len(histograms)} masks {100 * ignored / (ignored + counted):.1f} % of the pixels are ignored; '
+        f'of the rest: {most}'
+    )
+    absent = [names[i] for i in range(num_classes) if not share[i]]
+    whole = len(histograms) == count
+    if absent:
+        report.fact(
+            f'{what}: no pixel of {few(absent)} ({len(absent)} of {num_classes} classes) in '
+            + ('any mask: their IoU will be nan or 0' if whole else f'these {len(histograms)} of {count} masks')
+        )
+    if np.count_nonzero(share) == 1 and num_classes > 1 and whole:
+        report.problem(
+            f'{what}: every pixel that counts is {names[int(order[0])]}: there is nothing to tell apart',
+            'for black and white masks, whose 255 is taken for "ignored": beit_mm.MaskFolder with mask_values=(0, 255)',
+        )

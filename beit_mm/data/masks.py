@@ -1,0 +1,285 @@
+"""Images with masks as files: ADE20K, and any two folders of images and masks.
+
+A mask holds one class index per pixel, 0 to classes - 1, and 255 where the truth is unknown or does not count: losses
+and metrics pass over 255. ADE20K's files are shifted by one, 0 being "other": `reduce_zero_label=True` of the data set,
+and nowhere else, turns 0 into 255 and 1 into 0.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine import fileio
+from mmseg.datasets import ADE20KDataset, BaseSegDataset
+from PIL import Image
+
+from ..registry import DATASETS, TRANSFORMS
+from .loading import EXTENSIONS, NPY, TIFF, UnreadableImage, read_image
+from .verify import few, images_below
+
+IGNORED = 255  # in a mask: does not count
+SHOWN_VALUES = 8  # of a mask, in a message
+
+
+class MaskError(ValueError):
+    """A mask that cannot be trained on, or a folder whose images and masks are no pairs; the message names it."""
+
+
+def read_mask(path: str, backend_args: dict | None = None) -> np.ndarray:
+    """The file's numbers: (H, W), or (H, W, bands) of a coloured one; integers. Palettes are left as indices.
+
+    Raises MaskError for fractions and JPEG, and UnreadableImage for what is no image.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in ('.jpg', '.jpeg'):
+        raise MaskError(f'{path}: a JPEG does not keep the ids of a mask; write masks as PNG')
+    if suffix in (*TIFF, *NPY):
+        array = read_image(path, backend_args=backend_args)
+        if not np.array_equal(array, np.round(array)):
+            raise MaskError(f'{path}: holds fractions, and a mask holds class indices')
+        array = array.astype(np.int64)
+        return array[..., 0] if array.shape[2] == 1 else array
+    content = fileio.get(path, backend_args=backend_args)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(image).astype(np.int64)
+    except Exception as error:  # damaged bytes make decoders raise anything
+        reason = str(error) if content and not isinstance(error, Image.UnidentifiedImageError) else 'of no known format'
+        raise UnreadableImage(f'{path}: not a readable mask ({reason})') from error
+
+
+def _values(array: np.ndarray) -> str:
+    """The different numbers, or colours, of a mask, in words."""
+    found = np.unique(array.reshape(-1, array.shape[-1]) if array.ndim == 3 else array.ravel(), axis=0).tolist()
+    shown = ', '.join(str(tuple(v) if isinstance(v, list) else v) for v in found[:SHOWN_VALUES])
+    return shown + (f' and {len(found) - SHOWN_VALUES} more' if len(found) > SHOWN_VALUES else '')
+
+
+def to_classes(array: np.ndarray, mask_values: Sequence, path: str) -> np.ndarray:
+    """Numbers (H, W) or colours (H, W, 3) -> the places that they have in `mask_values`; 255 that is not there stays.
+
+    Raises MaskError for any other number or colour.
+    """
+    coloured = not np.isscalar(mask_values[0])
+    if coloured != (array.ndim == 3):
+        kinds = 'colours', f'numbers ({_values(array)})'
+        named, held = kinds if coloured else ('numbers', f'colours ({_values(array)})')
+        raise MaskError(f'{path}: holds {held}, and mask_values={list(mask_values)} are {named}')
+    if coloured:
+        array, wanted = (_joined(np.asarray(a)[..., :3]) for a in (array, mask_values))
+    else:
+        wanted = np.asarray(mask_values)
+    classes = np.full(array.shape, -1)
+    if not coloured and IGNORED not in mask_values:
+        classes[array == IGNORED] = IGNORED
+    for index, value in enumerate(wanted):
+        classes[array == value] = index
+    if (classes < 0).any():
+        strange = array[classes < 0]
+        strange = np.stack([strange >> 16, strange >> 8 & 255, strange & 255], axis=-1)[None] if coloured else strange
+        raise MaskError(f'{path}: holds {_values(strange)}, which mask_values={list(mask_values)} do not name')
+    return classes
+
+
+def _joined(colours: np.ndarray) -> np.ndarray:
+    """(..., 3) of 0..255 -> (...) one number each."""
+    return (colours[..., 0].astype(np.int64) << 16) + (colours[..., 1].astype(np.int64) << 8) + colours[..., 2]
+
+
+@TRANSFORMS.register_module()
+class LoadMask(BaseTransform):
+    """Read `seg_map_path` into `gt_seg_map` (H, W): class indices and 255, after the image is loaded.
+
+    What becomes of the file's numbers the data set says (`mask_values`, `reduce_zero_label`, its choice of classes),
+    not this transform: mmseg's LoadAnnotations has a `reduce_zero_label` of its own, and cuts 16-bit masks to 8 bits.
+    Raises MaskError, with the file's name, for a mask of another size than its image, for colours, and for ids beyond
+    the classes.
+    """
+
+    def __init__(self, backend_args: dict | None = None) -> None:
+        self.backend_args = backend_args
+
+    def transform(self, results: dict) -> dict:
+        path = results['seg_map_path']
+        mask = read_mask(path, self.backend_args)
+        shape = results.get('ori_shape')
+        if shape is not None and mask.shape[:2] != tuple(shape[:2]):
+            raise MaskError(
+                f'{path}: the mask is {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image '
+                f'{results.get("img_path")} {shape[0]} x {shape[1]}: they must be of one size'
+            )
+        values = results.get('mask_values')
+        if values is not None:
+            mask = to_classes(mask, values, path)
+        elif mask.ndim == 3:
+            raise MaskError(
+                f'{path}: is a picture of {mask.shape[2]} bands, and a mask has one number per pixel. Colours '
+                f"{_values(mask)}: name those of the classes, in their order, as the data set's "
+                f'mask_values=[(r, g, b), ...], or convert the masks'
+            )
+        if results.get('reduce_zero_label'):
+            mask = np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
+        self._check(mask, results, path)
+        if results.get('label_map') is not None:
+            table = np.full(IGNORED + 1, IGNORED)
+            table[list(results['label_map'])] = list(results['label_map'].values())
+            mask = table[mask]
+        results['gt_seg_map'] = mask.astype(np.uint8)
+        results.setdefault('seg_fields', []).append('gt_seg_map')
+        return results
+
+    @staticmethod
+    def _check(mask: np.ndarray, results: dict, path: str) -> None:
+        """Ids beyond the classes of the files: those that `label_map` chooses from, else the data set's."""
+        number = len(results['label_map']) if results.get('label_map') else results.get('num_classes')
+        number = IGNORED if number is None else number
+        outside = (mask != IGNORED) & ((mask >= number) | (mask < 0))
+        if not outside.any():
+            return
+        shifted = results.get('reduce_zero_label')
+        found = _values(mask[outside] + (1 if shifted else 0))
+        first, last = (1, number) if shifted else (0, number - 1)
+        hint = ''
+        if not shifted and mask[outside].max() == number and not (mask == 0).any():
+            hint = ' If ids start at 1: reduce_zero_label=True of the data set.'
+        raise MaskError(
+            f'{path}: holds {found}; {number} classes have ids {first} to {last}, 255'
+            f'{" and 0" if shifted else ""} being ignored.{hint} If the files number their classes otherwise: '
+            f"mask_values=(...) of the data set, the files' numbers in the order of the classes"
+        )
+
+    def __repr__(self) -> str:
+        return 'LoadMask()'
+
+
+@DATASETS.register_module()
+class MaskFolder(BaseSegDataset):
+    """Images and masks in two folders, paired by their path below them without its ending.
+
+    data_prefix: `img_path` and `seg_map_path`, below data_root. Without `seg_map_path`: images to predict for.
+    metainfo: `classes`, and optionally `palette`, RGB of each.
+    img_suffix, seg_map_suffix: ends of the file names, such as `_mask.png`; default any kind of picture, also TIFF and
+        .npy with more bands (`beit_mm.LoadImage(color_type='unchanged')` reads them).
+    ann_file: a list of the names to take, one per line, with or without their ending; default all.
+    mask_values: what the mask files hold for the classes, in the order of the classes: numbers, as (0, 255) of black
+        and white masks, or colours [(r, g, b), ...]. Default: the index of the class.
+    reduce_zero_label: the files have 0 for what does not count and 1 for the first class.
+
+    `beit_mm.LoadMask` reads the masks. Raises MaskError for images without masks, masks without images, and none.
+    """
+
+    def __init__(
+        self,
+        *args,
+        img_suffix: str = '',
+        seg_map_suffix: str = '',
+        mask_values: Sequence | None = None,
+        reduce_zero_label: bool = False,
+        **kwargs,
+    ) -> None:
+        if mask_values is not None and reduce_zero_label:
+            raise ValueError(
+                'MaskFolder: mask_values say what each class is in the files, so there is nothing to reduce: leave '
+                'reduce_zero_label=True out'
+            )
+        if mask_values is not None and len({np.isscalar(value) for value in mask_values}) != 1:
+            raise ValueError(f'MaskFolder: mask_values={mask_values!r} must be numbers only, or colours (r, g, b) only')
+        self.mask_values = mask_values
+        options = dict(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label)
+        super().__init__(*args, **options, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        classes = self._metainfo.get('classes')
+        if classes is not None and len(classes) > IGNORED:
+            raise ValueError(f'MaskFolder: {len(classes)} classes; at most {IGNORED}, as {IGNORED} is what is ignored')
+        if self.mask_values is not None and len(self.mask_values) != len(classes or ()):
+            raise ValueError(
+                f'MaskFolder: {len(self.mask_values)} mask_values for {len(classes or ())} classes; each class has one'
+            )
+        image_folder, mask_folder = (self.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
+        images = _by_name(image_folder, self.img_suffix)
+        if not images:
+            kinds = self.img_suffix or ', '.join(EXTENSIONS)
+            raise MaskError(f'{image_folder}: {_lacking(image_folder)}: no image that ends in {kinds}')
+        masks = _by_name(mask_folder, self.seg_map_suffix) if mask_folder else None
+        names = self._listed(images) if self.ann_file else sorted(images)
+        if masks is not None:
+            _check_pairs(names, masks, image_folder, mask_folder, whole=not self.ann_file)
+        shared = dict(
+            label_map=self.label_map,
+            reduce_zero_label=self.reduce_zero_label,
+            mask_values=self.mask_values,
+            num_classes=len(classes) if classes is not None else None,
+        )
+        found = [dict(img_path=images[name], seg_fields=[], **shared) for name in names]
+        if masks is not None:
+            for name, info in zip(names, found, strict=True):
+                info['seg_map_path'] = masks[name]
+        return found
+
+    def _listed(self, images: dict[str, str]) -> list[str]:
+        names = []
+        for number, line in enumerate(fileio.get_text(self.ann_file).splitlines(), start=1):
+            name = line.strip()
+            if not name:
+                continue
+            if name not in images:
+                name = name.removesuffix(self.img_suffix) if self.img_suffix else os.path.splitext(name)[0]
+            if name not in images:
+                raise MaskError(
+                    f'{self.ann_file}, line {number}: {line.strip()!r} is no image below {self.data_prefix["img_path"]}'
+                )
+            names.append(name)
+        return names
+
+
+def _by_name(folder: str, suffix: str) -> dict[str, str]:
+    """{path below the folder, without its ending: path} of its pictures. Raises MaskError for two of one name."""
+    found: dict[str, str] = {}
+    for path in images_below(Path(folder)):
+        if not path.endswith(suffix):
+            continue
+        below = os.path.relpath(path, folder)
+        name = below.removesuffix(suffix) if suffix else os.path.splitext(below)[0]
+        if name in found:
+            raise MaskError(f'{path} and {found[name]}: two files of one name; say which by img_suffix, seg_map_suffix')
+        found[name] = path
+    return found
+
+
+def _lacking(folder: str) -> str:
+    return 'nothing that is meant' if os.path.isdir(folder) else 'there is no such folder'
+
+
+def _check_pairs(names: Sequence[str], masks: dict[str, str], images: str, folder: str, whole: bool) -> None:
+    """Raise MaskError where an image has no mask or, of a whole folder, a mask no image."""
+    bare = [name for name in names if name not in masks]
+    left = sorted(masks.keys() - set(names)) if whole else []
+    if bare:
+        hint = f'; masks there are named {few(sorted(masks))}' if masks else f': {_lacking(folder)}'
+        raise MaskError(
+            f'{images}: {len(bare)} of {len(names)} images have no mask below {folder}: {few(bare)}{hint}. Masks have '
+            f"their image's name; if theirs ends otherwise: seg_map_suffix, such as '_mask.png'"
+        )
+    if left:
+        raise MaskError(
+            f'{folder}: {len(left)} of {len(masks)} masks have no image below {images}: {few(left)}. Remove them, or '
+            f'name the images to take in ann_file'
+        )
+
+
+@DATASETS.register_module()
+class ADE20K(MaskFolder):
+    """ADE20K's scene parsing benchmark (ADEChallengeData2016): 150 classes, ids 1 to 150, 0 for "other".
+
+    data_root with images/ and annotations/, in each training/ and validation/. Embedded scenes that were exported in
+    this layout take their own `metainfo` and need MaskFolder.
+    """
+
+    METAINFO = ADE20KDataset.METAINFO
+
+    def __init__(self, *args, reduce_zero_label: bool = True, **kwargs) -> None:
+        super().__init__(*args, reduce_zero_label=reduce_zero_label, **kwargs)

@@ -1,0 +1,161 @@
+"""Segmentation at test time: images of any size, windows in batches, and the mean over scales and flips.
+
+Training is mmseg's EncoderDecoder as it is.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.structures import PixelData
+from mmseg import models as mmseg_models
+
+from ..registry import MODELS
+
+FEWEST_PATCHES = 4  # of a side: the pyramid's coarsest map is a quarter of the grid where patches are of 8 pixels
+
+
+def window_corners(size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
+    """(top, left) of the windows that cover an image of `size` (H, W), at least as large as `crop`, row by row.
+
+    The last window of a row or column is moved back to end with the image. Source: mmseg's and the official
+    slide_inference.
+    """
+    sides = []
+    for length, window, step in zip(size, crop, stride, strict=True):
+        count = math.ceil(max(length - window, 0) / step) + 1
+        sides.append([min(i * step, length - window) for i in range(count)])
+    return [(top, left) for top in sides[0] for left in sides[1]]
+
+
+def padded_to(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Images (B, C, H, W) with zeros, the mean colour of normalised images, at the right and below up to `size`."""
+    down, right = (max(wanted - have, 0) for wanted, have in zip(size, images.shape[2:], strict=True))
+    return F.pad(images, (0, right, 0, down)) if down or right else images
+
+
+def _two(name: str, value: int | Sequence[int] | None) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, int) else tuple(value or ())
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f'EncoderDecoder: test_cfg.{name}={value!r} must be two positive numbers of pixels (H, W)')
+    return sides
+
+
+@MODELS.register_module()
+class EncoderDecoder(mmseg_models.EncoderDecoder):
+    """mmseg's EncoderDecoder, whose inference takes images of any size.
+
+    test_cfg: `mode='whole'`: the image is padded to whole patches, and what was predicted for the padding is cut off.
+        `mode='slide'` with `crop_size` and `stride`: logits of overlapping windows are averaged. An image smaller than
+        a window is padded to it, as in training; mmseg feeds such an image as it is, which models of a fixed size
+        refuse. `windows_per_batch` (default 4) windows go through the model at once: it changes speed and memory, and
+        the result by rounding only.
+
+    Raises ValueError for a test_cfg that does not say these.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        mode = self.test_cfg.get('mode', 'whole')
+        if mode not in ('whole', 'slide'):
+            raise ValueError(f'EncoderDecoder: test_cfg.mode={mode!r} is neither whole nor slide')
+        if mode == 'slide':
+            crop, stride = (_two(name, self.test_cfg.get(name)) for name in ('crop_size', 'stride'))
+            if any(step > window for step, window in zip(stride, crop)):
+                raise ValueError(
+                    f'EncoderDecoder: test_cfg.stride={stride} is larger than crop_size={crop}: pixels between windows '
+                    f'would have no prediction'
+                )
+            self.windows_per_batch = self.test_cfg.get('windows_per_batch', 4)
+            if not isinstance(self.windows_per_batch, int) or self.windows_per_batch < 1:
+                raise ValueError(f'EncoderDecoder: test_cfg.windows_per_batch={self.windows_per_batch!r} must be >= 1')
+
+    def inference(self, inputs: torch.Tensor, batch_img_metas: list[dict]) -> torch.Tensor:
+        """Logits (B, classes, H, W) for images (B, C, H, W)."""
+        if self.test_cfg.get('mode', 'whole') == 'slide':
+            return self.slide_inference(inputs, batch_img_metas)
+        return self.whole_inference(inputs, batch_img_metas)
+
+    def whole_inference(self, inputs: torch.Tensor, batch_img_metas: list[dict]) -> torch.Tensor:
+        height, width = inputs.shape[2:]
+        patch = getattr(self.backbone, 'patch_size', 1)
+        patch = patch if isinstance(patch, int) else 1  # of a backbone that is not ours, and knows its sizes
+        least = FEWEST_PATCHES * patch
+        padded = padded_to(inputs, tuple(max(math.ceil(side / patch) * patch, least) for side in (height, width)))
+        return self._logits(padded)[..., :height, :width]
+
+    def slide_inference(self, inputs: torch.Tensor, batch_img_metas: list[dict]) -> torch.Tensor:
+        (height, width), crop = inputs.shape[2:], _two('crop_size', self.test_cfg.crop_size)
+        inputs = padded_to(inputs, crop)
+        corners = window_corners(inputs.shape[2:], crop, _two('stride', self.test_cfg.stride))
+        total = inputs.new_zeros((len(inputs), self.out_channels, *inputs.shape[2:]))
+        seen = inputs.new_zeros(inputs.shape[2:])
+        for first in range(0, len(corners), self.windows_per_batch):
+            chunk = corners[first : first + self.windows_per_batch]
+            places = [(..., slice(top, top + crop[0]), slice(left, left + crop[1])) for top, left in chunk]
+            logits = self._logits(torch.cat([inputs[place] for place in places]))
+            for place, window in zip(places, logits.split(len(inputs)), strict=True):
+                total[place] += window
+                seen[place[1:]] += 1
+        return (total / seen)[..., :height, :width]
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, classes, H, W) of images that go through the model as they are."""
+        # the heads of mmseg take a torch.Size as the size to resize to, whatever the image was padded to
+        return self.encode_decode(images, [dict(img_shape=images.shape[2:])] * len(images))
+
+
+@MODELS.register_module()
+class SegTTAModel(mmseg_models.SegTTAModel):
+    """Mean of the classes' probabilities over the views (scales, flips) that `TestTimeAug` makes, at the image's size.
+
+    The numbers of mmseg's SegTTAModel and of the official aug_test. That one keeps the logits of all views (12 of
+    ADE20K are 2.5 GB); here they are summed up, and views that came out alike, as scales do that were clamped to the
+    crop, go through the model once and count as often as they are there.
+    """
+
+    def test_step(self, data: dict) -> list:
+        """data: `inputs` and `data_samples`, each a list of views of lists of images."""
+        pairs = zip(data['inputs'], data['data_samples'], strict=True)
+        views = [dict(inputs=images, data_samples=samples) for images, samples in pairs]
+        merged, probabilities = None, None
+        for view, times in _distinct(views):
+            samples = self.module.test_step(view)
+            found = [self._probabilities(sample.seg_logits.data) * (times / len(views)) for sample in samples]
+            probabilities = found if merged is None else [a.add_(b) for a, b in zip(probabilities, found)]
+            merged = merged or samples
+        for sample, probability in zip(merged, probabilities, strict=True):
+            several = self.module.out_channels > 1
+            best = probability.argmax(dim=0, keepdim=True) if several else probability > self._threshold
+            sample.set_data(dict(pred_sem_seg=PixelData(data=best.long()), seg_logits=PixelData(data=probability)))
+        return merged
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        # of one channel, postprocess_result has taken the sigmoid already; mmseg's takes it twice
+        return logits.float().softmax(dim=0) if self.module.out_channels > 1 else logits.float()
+
+    @property
+    def _threshold(self) -> float:
+        return self.module.decode_head.threshold
+
+
+def _distinct(views: list[dict]) -> Iterator[tuple[dict, int]]:
+    """Each view that differs from those before it, and how many are like it."""
+    kinds: list[list[dict]] = []
+    for view in views:
+        like = next((kind for kind in kinds if _alike(kind[0], view)), None)
+        if like is None:
+            kinds.append([view])
+        else:
+            like.append(view)
+    yield from ((kind[0], len(kind)) for kind in kinds)
+
+
+def _alike(one: dict, other: dict) -> bool:
+    def turned(view: dict) -> list:
+        return [(s.metainfo.get('flip'), s.metainfo.get('flip_direction')) for s in view['data_samples']]
+
+    return turned(one) == turned(other) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(one['inputs'], other['inputs'], strict=True)
+    )
