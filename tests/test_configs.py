@@ -43,6 +43,15 @@ SMALL = {
     'beit_mm.PixelHead': {'embed_dims': 24},
     'LinearClsHead': {'in_channels': 24},
 }
+SEGMENTOR = {  # of BEiT-B or -L on ADE20K, in crops of 32 px
+    'backbone.img_size': 32,
+    'backbone.out_indices': (0, 1, 2, 3),
+    'backbone.arch': dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=48, _delete_=True),
+    'neck.embed_dim': 24,
+    'decode_head.channels': 8,
+    'test_cfg.crop_size': (32, 32),
+    'test_cfg.stride': (21, 21),
+}
 SMALL_TOKENIZER = {'beit_mm.DALLEEncoder': {'n_hid': 4}, 'beit_mm.DiscreteVAE': {'hidden_dims': 8, 'code_dims': 8}}
 HOOKS = {'beit_mm.CodebookInitHook': {'num_images': 8}, 'beit_mm.DeadCodesHook': {'interval': 2, 'revive': True}}
 
@@ -57,6 +66,7 @@ def folders(tmp_path_factory) -> Path:
     export(root / 'imagenet', 'imagefolder', train=8, val=4, size=48)
     export(root / 'shared' / 'imagenet', 'imagefolder', train=48, val=4, size=48)  # all classes in half of it
     (root / 'imagenet22k').symlink_to(root / 'imagenet' / 'train')
+    export(root / 'ADEChallengeData2016', 'ade20k', train=8, val=4, size=48)
     for kind in (CIFAR10, CIFAR100):
         write_cifar(root / 'cifar' / kind.FOLDER, kind)
     return root
@@ -113,10 +123,11 @@ def tiny(path: Path, folders: Path) -> dict:
     for name, length in (('train_dataloader', 8), ('val_dataloader', 4), ('test_dataloader', 4)):
         if config.get(name) is not None:
             options.update(tiny_loader(name, config[name], length, folders))
-    real = (
-        'mini' not in path.stem and 'embedded' not in path.stem
-    )  # what is made for the embedded images is small as it is
-    if real:
+    # what is made for the embedded images is small as it is
+    real = 'mini' not in path.stem and 'embedded' not in path.stem
+    if 'ade20k' in path.stem:
+        options.update(tiny_segmentor(config))
+    elif real:
         model = config.model
         for where, part in {'': model, '.backbone': model.get('backbone'), '.head': model.get('head')}.items():
             small = SMALL.get((part or {}).get('type'), {})
@@ -131,6 +142,26 @@ def tiny(path: Path, folders: Path) -> dict:
                 options.update(tiny_loader(f'custom_hooks.{i}.{name}', hook[name], 8, folders))
     if config.model.get('target', {}).get('checkpoint'):
         options['model.target.checkpoint'] = None
+    return options
+
+
+def tiny_segmentor(config) -> dict:
+    """The model, the crops and the scales of an ADE20K recipe; its 150 classes, augmentation and schedule stay."""
+    options = {f'model.{key}': value for key, value in SEGMENTOR.items()}
+    if config.model.get('neck') is None:
+        del options['model.neck.embed_dim']
+    wide = [24] * 4 if isinstance(config.model.decode_head.in_channels, list) else 24
+    options['model.decode_head.in_channels'] = wide
+    heads = config.model.auxiliary_head
+    several = isinstance(heads, list)
+    for i, _ in enumerate(heads if several else [heads]):
+        at = f'model.auxiliary_head.{i}' if several else 'model.auxiliary_head'
+        options.update({f'{at}.in_channels': 24, f'{at}.channels': 8})
+    at = 'train_dataloader.dataset.pipeline'
+    options.update({f'{at}.2.scale': (128, 32), f'{at}.3.crop_size': (32, 32), 'data_preprocessor.size': (32, 32)})
+    options.update({f'{name}_dataloader.dataset.pipeline.1.scale': (128, 32) for name in ('val', 'test')})
+    options.update({f'tta_pipeline.1.transforms.0.{i}.scale': size for i, size in enumerate((32, 32, 32, 40, 48, 56))})
+    options['train_dataloader.batch_size'] = 2  # one image is refused: test_data_check.py
     return options
 
 

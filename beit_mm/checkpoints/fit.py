@@ -80,16 +80,17 @@ class LoadReport:
     expanded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    reinitialised: list[str] = field(default_factory=list)  # of a head, in both, of another shape or on request
     refused: list[str] = field(default_factory=list)  # of the backbone, and passed over because the user said so
 
     @property
     def level(self) -> int:
         """How loud a log should be about it."""
-        return logging.WARNING if self.refused else logging.INFO
+        return logging.WARNING if self.refused or self.reinitialised else logging.INFO
 
     def __str__(self) -> str:
         parts = [f'{len(names)} {fate}' for fate, names in vars(self).items() if names]
-        for fate in ('resized', 'expanded', 'missing', 'dropped', 'refused'):
+        for fate in ('resized', 'expanded', 'missing', 'dropped', 'reinitialised', 'refused'):
             names = getattr(self, fate)
             if names:
                 parts[[p.split()[1] for p in parts].index(fate)] += f' ({few(names)})'
@@ -155,10 +156,11 @@ def fit(
         elif in_backbone:
             refused.append(f'{key} is {tuple(weights[key].shape)}, the model has {tuple(own[key].shape)}')
         else:
-            report.dropped.append(key)
+            report.reinitialised.append(key)
     for key in own:
         if key not in fitted:
-            report.missing.append(key)
+            if key not in report.reinitialised:
+                report.missing.append(key)
             if key.startswith(prefix) and key[len(prefix) :] not in MAY_BE_MISSING and key not in weights:
                 refused.append(f'{key} is not in the checkpoint')
     if partial and any(key.startswith(prefix) for key in fitted):

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset, ConcatDataset
 
 from .loading import UnreadableImage
@@ -36,11 +35,7 @@ class _Look:
 
     def __init__(self, dataset: BaseDataset) -> None:
         self.dataset = dataset
-        self.loaders: list[BaseTransform] = []
-        for step in dataset.pipeline.transforms:
-            if not type(step).__name__.startswith('Load'):
-                break
-            self.loaders.append(step)
+        self.loaders = [step for step in dataset.pipeline.transforms if type(step).__name__.startswith('Load')]
 
     def __call__(self, index: int) -> tuple[str, np.ndarray | None]:
         """(why it is unfit or '', pixels per id)."""

@@ -232,12 +232,38 @@ class FitWeightsHook(Hook):
             )
         except CheckpointError as error:
             raise CheckpointError(f'{runner._load_from}: {error}') from error
-        report.dropped += left
+        own = model.state_dict()
+        report.missing = [key for key in report.missing if key not in left]
+        report.reinitialised += [key for key in left if key in own]
+        report.dropped += [key for key in left if key not in own]
         print_log(f'{runner._load_from}: {done}{report}', logger=runner.logger, level=report.level)
         for key in WEIGHTS:
             checkpoint.pop(key, None)
         checkpoint['state_dict'] = fitted
         warn_of_preprocessing(checkpoint, runner.cfg, runner._load_from, TO_TRAIN_ON)
+        kept = sorted({'.'.join(key.split('.')[:2]) for key in report.matched if CLASSIFIERS.search(key)})
+        if kept:
+            warn_of_classes(checkpoint, runner, kept)
+
+
+CLASSIFIERS = re.compile(r'head\S*\.(conv_seg|fc|cls_head)\.')  # weights with a row for each class
+
+
+def warn_of_classes(checkpoint: dict, runner: Runner, kept: list[str]) -> None:
+    """Say so where a head is kept, as it tells as many classes apart, and its classes are others than those trained on."""
+    before = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+    dataset = getattr(getattr(runner, 'train_dataloader', None), 'dataset', None)
+    now = getattr(dataset, 'metainfo', {}).get('classes')
+    if not before or not now or list(before) == list(now):
+        return
+    first = next((pair for pair in zip(before, now) if pair[0] != pair[1]), ('', ''))
+    print_log(
+        f'{runner._load_from}: was trained on other classes of the same number ({first[0]!r} where this data set has '
+        f"{first[1]!r}), and its head is kept. To start the head anew: custom_hooks=[dict(type='beit_mm.FitWeightsHook', "
+        f'reinit={tuple(kept)})]',
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 def _unlike(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> Iterator[str]:

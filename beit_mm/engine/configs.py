@@ -22,8 +22,8 @@ NEAR_TYPE, NEAR_FIELD = 0.6, 0.85  # difflib ratios; the second gave no false al
 RUNNER_FIELDS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 OTHER_FIELDS = frozenset(
     {'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg', 'compile'}
-    | {'tta_model', 'tta_pipeline'}  # of tools/test.py --tta
 )
+OF_TTA = {'tta_model', 'tta_pipeline'}  # of tools/test.py --tta
 BUILT_ELSEWHERE = ('_cfg', '_cfgs')  # norm_cfg, act_cfg, ...: their builders take keys that the class does not
 # Keys that mmengine's builders take out before the class sees the rest
 TAKEN_BY_BUILDER = frozenset({'type', '_scope_', '_delete_', 'init_cfg', 'convert_to_iter_based', 'clip_grad'})
@@ -91,11 +91,13 @@ def check_config(config: Config, path: str | Path) -> None:
     known = RUNNER_FIELDS | OTHER_FIELDS
     for name in config:
         near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR_FIELD)
-        if name not in known and near:
+        if name not in known | OF_TTA and near:
             raise ConfigError(f'{path}: `{name}` is read by nobody; did you mean `{near[0]}`?')
     scope = config.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
-        read = {key: value for key, value in config.to_dict().items() if key in known}  # the rest are helper variables
+        read = {
+            key: value for key, value in config.to_dict().items() if key in known | OF_TTA
+        }  # the rest are helper variables
         for where, node in _typed(read):
             _check_node(node, where, path, scope)
     check_schedules(config, path)

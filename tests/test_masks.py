@@ -1,0 +1,247 @@
+"""data/masks.py: what becomes of a mask's numbers, which files are pairs, and what is refused by name."""
+
+import numpy as np
+import pytest
+from mmseg.datasets import ADE20KDataset
+from mmseg.datasets.transforms import LoadAnnotations
+from PIL import Image
+
+from beit_mm.data.export import export
+from beit_mm.data.loading import LoadImage, UnreadableImage
+from beit_mm.data.masks import ADE20K, LoadMask, MaskError, MaskFolder, read_mask, to_classes
+
+PAIR = [LoadImage(), LoadMask()]
+
+
+def save(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(array)).save(path, **options)
+    return str(path)
+
+
+def pairs(root, masks: dict, size=(4, 6), suffix='.png'):
+    """root/{images,masks}: an image of `size` for every mask."""
+    for name, mask in masks.items():
+        save(root / 'images' / f'{name}.jpg', np.zeros((*size, 3), np.uint8))
+        save(root / 'masks' / f'{name}{suffix}', mask)
+    return dict(data_root=str(root), data_prefix=dict(img_path='images', seg_map_path='masks'), pipeline=PAIR)
+
+
+def loaded(root, masks, classes=('a', 'b', 'c'), **options):
+    dataset = MaskFolder(**pairs(root, masks), metainfo=dict(classes=classes), **options)
+    return [dataset[i]['gt_seg_map'] for i in range(len(dataset))]
+
+
+def grid(*rows):
+    return np.array(rows, np.uint8).repeat(2, axis=0).repeat(3, axis=1)  # (4, 6) of 2 x 2
+
+
+def test_ids_are_classes_and_255_is_ignored(tmp_path):
+    (mask,) = loaded(tmp_path, {'x': grid([0, 1], [2, 255])})
+    np.testing.assert_array_equal(mask, grid([0, 1], [2, 255]))
+    assert mask.dtype == np.uint8
+
+
+def test_zero_is_reduced_in_one_place(tmp_path):
+    (mask,) = loaded(tmp_path, {'x': grid([0, 1], [3, 255])}, reduce_zero_label=True)
+    np.testing.assert_array_equal(mask, grid([255, 0], [2, 255]))
+
+
+def test_a_choice_of_classes(tmp_path):
+    """As mmseg's: the files' ids stay, what is not chosen is ignored."""
+    ids = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    masks = dict(x=ids)
+    chosen = ('car', 'wall', 'sky')
+    dataset = ADE20K(**pairs(tmp_path, masks), metainfo=dict(classes=chosen))
+    theirs = ADE20KDataset(
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='images', seg_map_path='masks'),
+        pipeline=[LoadAnnotations()],
+        metainfo=dict(classes=chosen),
+        reduce_zero_label=True,
+    )
+    mask = dataset[0]['gt_seg_map']
+    np.testing.assert_array_equal(mask, theirs[0]['gt_seg_map'])
+    assert set(np.unique(mask)) == {0, 1, 2, 255}
+    assert dataset.metainfo['palette'] == theirs.metainfo['palette']
+
+
+def test_ade20k_is_mmsegs(tmp_path):
+    export(tmp_path, 'ade20k', train=6, val=2, size=32)
+    options = dict(data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'))
+    ours = ADE20K(data_root=str(tmp_path), pipeline=PAIR, **options)
+    theirs = ADE20KDataset(data_root=str(tmp_path), pipeline=[LoadAnnotations()], img_suffix='.png', **options)
+    assert len(ours) == len(theirs) == 6
+    assert ours.metainfo['classes'] == theirs.metainfo['classes']
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine['img_path'] == other['img_path']
+        np.testing.assert_array_equal(mine['gt_seg_map'], other['gt_seg_map'])
+
+
+@pytest.mark.parametrize(
+    ('stored', 'values'),
+    [
+        ([[0, 255], [255, 0]], (0, 255)),  # black and white
+        ([[7, 3], [3, 7]], (7, 3)),
+        ([[(0, 0, 0), (255, 0, 0)], [(255, 0, 0), (0, 0, 0)]], [(0, 0, 0), (255, 0, 0)]),
+    ],
+)
+def test_files_that_number_or_colour_their_classes_otherwise(tmp_path, stored, values):
+    stored = np.array(stored, np.uint8).repeat(2, axis=0).repeat(3, axis=1)
+    (mask,) = loaded(tmp_path, {'x': stored}, classes=('ground', 'thing'), mask_values=values)
+    np.testing.assert_array_equal(mask, grid([0, 1], [1, 0]))
+
+
+def test_255_stays_ignored_beside_named_values():
+    np.testing.assert_array_equal(to_classes(np.array([[7, 255, 3]]), (3, 7), 'x.png'), [[1, 255, 0]])
+
+
+@pytest.mark.parametrize(
+    ('array', 'values', 'said'),
+    [
+        (np.array([[0, 9]]), (0, 1), r'm\.png: holds 9, which mask_values=\[0, 1\] do not name'),
+        (np.array([[0, 9]]), [(0, 0, 0)], r'm\.png: holds numbers \(0, 9\), and mask_values=.* are colours'),
+        (
+            np.zeros((1, 2, 3)),
+            (0, 1),
+            r'm\.png: holds colours \(\(0\.0, 0\.0, 0\.0\)\), and mask_values=.* are numbers',
+        ),
+        (np.array([[[1, 2, 3]]]), [(0, 0, 0), (9, 9, 9)], r'm\.png: holds \(1, 2, 3\), which mask_values'),
+    ],
+)
+def test_values_that_nobody_named(array, values, said):
+    with pytest.raises(MaskError, match=said):
+        to_classes(array, values, 'm.png')
+
+
+def test_kinds_of_files(tmp_path):
+    ids = np.array([[0, 1, 2], [3, 4, 5]], np.uint8)
+    palette = Image.fromarray(ids, mode='P')
+    palette.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200] + [99] * 9)
+    palette.save(tmp_path / 'palette.png')
+    save(tmp_path / 'deep.png', ids.astype(np.uint16) * 300)
+    save(tmp_path / 'bits.png', ids > 2)
+    np.save(tmp_path / 'array.npy', ids.astype(np.int32))
+    save(tmp_path / 'mask.tif', ids)
+    for name in ('palette.png', 'array.npy', 'mask.tif'):
+        np.testing.assert_array_equal(read_mask(str(tmp_path / name)), ids)  # the index, not the colour
+    np.testing.assert_array_equal(read_mask(str(tmp_path / 'deep.png')), ids.astype(int) * 300)
+    np.testing.assert_array_equal(read_mask(str(tmp_path / 'bits.png')), ids > 2)
+    np.save(tmp_path / 'half.npy', ids / 2)
+    with pytest.raises(MaskError, match=r'half\.npy: holds fractions'):
+        read_mask(str(tmp_path / 'half.npy'))
+    with pytest.raises(MaskError, match=r'm\.jpg: a JPEG does not keep the ids'):
+        read_mask(save(tmp_path / 'm.jpg', ids))
+    (tmp_path / 'cut.png').write_bytes((tmp_path / 'deep.png').read_bytes()[:40])
+    with pytest.raises(UnreadableImage, match=r'cut\.png: not a readable mask'):
+        read_mask(str(tmp_path / 'cut.png'))
+    with pytest.raises(FileNotFoundError):
+        read_mask(str(tmp_path / 'none.png'))
+
+
+@pytest.mark.parametrize(
+    ('mask', 'options', 'said'),
+    [
+        (np.zeros((4, 5), np.uint8), {}, r'x\.png: the mask is 4 x 5 pixels .*x\.jpg 4 x 6: they must be of one size'),
+        (
+            np.full((4, 6, 3), (9, 8, 7), np.uint8),
+            {},
+            r'x\.png: is a picture of 3 bands.*Colours \(9, 8, 7\): .*mask_values=\[\(r, g, b\), \.\.\.\]',
+        ),
+        (grid([0, 1], [2, 7]), {}, r'x\.png: holds 7; 3 classes have ids 0 to 2, 255 being ignored\. If the files'),
+        (grid([1, 1], [2, 3]), {}, r'x\.png: holds 3; .*If ids start at 1: reduce_zero_label=True'),
+        (grid([0, 1], [2, 4]), dict(reduce_zero_label=True), r'x\.png: holds 4; 3 classes have ids 1 to 3, 255 and 0'),
+        (np.full((4, 6), 251, np.uint16), {}, r'x\.png: holds 251'),  # the full ADE20K's
+        (np.full((4, 6), 257, np.uint16), {}, r'x\.png: holds 257'),  # mmseg makes it 1
+    ],
+)
+def test_masks_that_are_refused(tmp_path, mask, options, said):
+    with pytest.raises(MaskError, match=said):
+        loaded(tmp_path, {'x': mask}, **options)
+
+
+def test_pairs_by_any_ending(tmp_path):
+    mask = np.zeros((4, 6), np.uint8)
+    for name in ('a/1', 'b/1', '2.v3'):
+        save(tmp_path / 'images' / f'{name}.png', np.zeros((4, 6, 3), np.uint8))
+        save(tmp_path / 'masks' / f'{name}_mask.png', mask)
+    options = dict(data_root=str(tmp_path), data_prefix=dict(img_path='images', seg_map_path='masks'), pipeline=PAIR)
+    found = MaskFolder(**options, seg_map_suffix='_mask.png', metainfo=dict(classes=('a', 'b')))
+    names = [info['img_path'].removeprefix(f'{tmp_path}/images/') for info in map(found.get_data_info, range(3))]
+    assert names == ['2.v3.png', 'a/1.png', 'b/1.png']
+    assert [found.get_data_info(i)['seg_map_path'].endswith('_mask.png') for i in range(3)] == [True] * 3
+    (tmp_path / 'list.txt').write_text('a/1\n\nb/1.png\n')
+    some = MaskFolder(**options, seg_map_suffix='_mask.png', ann_file='list.txt')
+    assert [some.get_data_info(i)['img_path'][-7:] for i in range(len(some))] == ['a/1.png', 'b/1.png']
+    bare = MaskFolder(data_root=str(tmp_path), data_prefix=dict(img_path='images'), pipeline=PAIR[:1])
+    assert len(bare) == 3
+    assert 'seg_map_path' not in bare.get_data_info(0)  # to predict for
+    (tmp_path / 'list.txt').write_text('a/1\nc/9\n')
+    with pytest.raises(MaskError, match=r"list\.txt, line 2: 'c/9' is no image below"):
+        MaskFolder(**options, seg_map_suffix='_mask.png', ann_file='list.txt')
+    with pytest.raises(
+        MaskError, match=r'3 of 3 images have no mask .*masks there are named 2.v3_mask.*seg_map_suffix'
+    ):
+        MaskFolder(**options)
+
+
+def test_pairs_that_are_none(tmp_path):
+    mask = np.zeros((4, 6), np.uint8)
+    options = pairs(tmp_path, dict(a=mask, b=mask, c=mask))
+    (tmp_path / 'masks' / 'b.png').unlink()
+    with pytest.raises(MaskError, match=r'images: 1 of 3 images have no mask below .*masks: b;'):
+        MaskFolder(**options)
+    (tmp_path / 'images' / 'a.jpg').unlink()
+    (tmp_path / 'images' / 'b.jpg').unlink()
+    with pytest.raises(MaskError, match=r'masks: 1 of 2 masks have no image below .*images: a\.'):
+        MaskFolder(**options)
+    save(tmp_path / 'images' / 'c.png', mask)
+    with pytest.raises(MaskError, match=r'two files of one name'):
+        MaskFolder(**options)
+    options['data_prefix'] = dict(img_path='pictures', seg_map_path='masks')
+    with pytest.raises(MaskError, match=r'pictures: there is no such folder: no image that ends in \.jpg'):
+        MaskFolder(**options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        (dict(mask_values=(1, 2), reduce_zero_label=True), 'nothing to reduce'),
+        (dict(mask_values=(1, (2, 3, 4))), 'numbers only, or colours'),
+        (dict(mask_values=(1, 2)), '2 mask_values for 3 classes'),
+        (dict(metainfo=dict(classes=[str(i) for i in range(256)])), '256 classes; at most 255'),
+    ],
+)
+def test_wrong_settings(tmp_path, options, said):
+    options = {'metainfo': dict(classes=('a', 'b', 'c')), **options}
+    with pytest.raises(ValueError, match=said):
+        MaskFolder(**pairs(tmp_path, dict(x=np.zeros((4, 6), np.uint8))), **options)
+
+
+def test_many_bands(tmp_path):
+    """Five bands beside a mask, as they are stored, through resizing and cropping."""
+    from mmseg.datasets.transforms import PackSegInputs, RandomCrop
+
+    rng = np.random.default_rng(0)
+    bands = rng.integers(0, 4000, (20, 30, 5)).astype(np.uint16)
+    (tmp_path / 'images').mkdir()
+    np.save(tmp_path / 'images' / 'x.npy', bands)
+    ids = rng.integers(0, 3, (20, 30)).astype(np.uint8)
+    save(tmp_path / 'masks' / 'x.png', ids)
+    dataset = MaskFolder(
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='images', seg_map_path='masks'),
+        metainfo=dict(classes=('a', 'b', 'c')),
+        pipeline=[LoadImage(color_type='unchanged'), LoadMask(), RandomCrop((16, 16)), PackSegInputs()],
+    )
+    sample = dataset[0]
+    assert sample['inputs'].shape == (5, 16, 16)
+    crop, mask = sample['inputs'].permute(1, 2, 0).numpy(), sample['data_samples'].gt_sem_seg.data[0].numpy()
+    places = [
+        (top, left)
+        for top in range(5)
+        for left in range(15)
+        if np.array_equal(bands[top : top + 16, left : left + 16], crop)
+    ]
+    ((top, left),) = places
+    np.testing.assert_array_equal(mask, ids[top : top + 16, left : left + 16])
