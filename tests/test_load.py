@@ -491,4 +491,7 @@ def test_heads_of_another_size_keep_their_start():
     weights = {**own, 'head.fc.weight': torch.ones(7, 32)}
     fitted, report = fit(weights, own, (2, 2))
     assert 'head.fc.weight' not in fitted
-    assert report.dropped == ['head.fc.weight']
+    assert report.reinitialised == ['head.fc.weight']
+    assert report.dropped == report.missing == []
+    assert report.level == logging.WARNING
+    assert str(report).endswith('1 reinitialised (head.fc.weight)')

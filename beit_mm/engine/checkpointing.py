@@ -250,7 +250,7 @@ CLASSIFIERS = re.compile(r'head\S*\.(conv_seg|fc|cls_head)\.')  # weights with a
 
 
 def warn_of_classes(checkpoint: dict, runner: Runner, kept: list[str]) -> None:
-    """Say so where a head is kept, as it tells as many classes apart, and its classes are others than those trained on."""
+    """Say so where a head is kept, as it tells as many classes apart, and they are others than it was trained on."""
     before = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes')
     dataset = getattr(getattr(runner, 'train_dataloader', None), 'dataset', None)
     now = getattr(dataset, 'metainfo', {}).get('classes')
@@ -259,8 +259,8 @@ def warn_of_classes(checkpoint: dict, runner: Runner, kept: list[str]) -> None:
     first = next((pair for pair in zip(before, now) if pair[0] != pair[1]), ('', ''))
     print_log(
         f'{runner._load_from}: was trained on other classes of the same number ({first[0]!r} where this data set has '
-        f"{first[1]!r}), and its head is kept. To start the head anew: custom_hooks=[dict(type='beit_mm.FitWeightsHook', "
-        f'reinit={tuple(kept)})]',
+        f'{first[1]!r}), and its head is kept. To start the head anew: '
+        f"custom_hooks=[dict(type='beit_mm.FitWeightsHook', reinit={tuple(kept)})]",
         logger='current',
         level=logging.WARNING,
     )
