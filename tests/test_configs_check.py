@@ -249,3 +249,12 @@ def test_what_was_once_a_false_alarm(package, pattern):
 def test_a_mistake_in_mmseg():
     with pytest.raises(ConfigError, match='`models` is read by nobody; did you mean `model`'):
         check_config(stock('mmseg', HAS_A_MISTAKE), HAS_A_MISTAKE)
+
+
+@pytest.mark.parametrize('head', ['decode_head', 'auxiliary_head'])
+def test_one_class_is_refused(head):
+    """mmseg trains on it, with a loss of 0."""
+    with pytest.raises(ConfigError, match=rf'model\.{head}\.num_classes=1: .*num_classes=2.*mask_values=\(0, 255\)'):
+        load_config(
+            'configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py', {f'model.{head}.num_classes': 1}
+        )

@@ -19,7 +19,7 @@ from beit_mm.data.loading import LoadImage
 from beit_mm.data.masks import LoadMask, MaskFolder
 from beit_mm.data.verify import Report
 from beit_mm.engine.configs import load_config
-from beit_mm.engine.data_check import DataError, check_batch
+from beit_mm.engine.data_check import DataError, check_batch, check_data_of
 from beit_mm.engine.errors import ConfigError
 from beit_mm.engine.launch import run
 
@@ -171,3 +171,21 @@ def test_what_was_found_is_in_the_log(tmp_path):
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'data: train: images with masks: 8 of 8 good (8 there)' in log
     assert 'data: val: of 3 masks 0.0 % of the pixels are ignored; of the rest: ' in log
+
+
+def test_the_data_of_a_config(tmp_path):
+    options = {'train_dataloader.dataset.length': 8, 'val_dataloader.dataset.length': 3}
+    report = check_data_of(load_config(RECIPE, {**options, 'test_dataloader.dataset.length': 3}))
+    assert report.problems == []
+    assert [fact.partition(':')[0] for fact in report.facts if 'good' in fact] == ['train', 'val']
+    wrong = load_config(RECIPE, {**options, 'model.decode_head.num_classes': 11})
+    assert [what.partition(':')[0] for what, _ in check_data_of(wrong).problems] == [
+        'train',
+        'train',
+        'val',
+        'val',
+        'test',
+        'test',
+    ]
+    with pytest.raises(ConfigError, match='it segments nothing'):
+        check_data_of(load_config('configs/tokenizer/dvae-512_1xb64-300_embedded-32.py'))

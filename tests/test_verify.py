@@ -213,3 +213,21 @@ def test_the_door(tmp_path, small_imagenet):
     assert done.returncode == 1, done.stderr
     said = r'PROBLEM  .*l\.txt: labels are in the order: sorted synsets, but counted from 1\n    do:  subtract 1'
     assert re.search(said, done.stdout), done.stdout
+
+
+def test_releases_of_ade20k_that_are_another_data_set(tmp_path):
+    """Index 251 and the like: the full ADE20K has the same folder names."""
+    export(tmp_path / 'ADEChallengeData2016', 'ade20k', train=5, val=4, size=48)
+    found = verify.verify(tmp_path, 'ade20k').problems
+    assert found == [
+        (
+            f'{tmp_path}: the data set is the folder ADEChallengeData2016 in it',
+            f'data_root={tmp_path / "ADEChallengeData2016"}',
+        )
+    ]
+    full = tmp_path / 'ADE20K_2016_07_26'
+    picture(full / 'images' / 'training' / 'a' / 'abbey' / 'ADE_train_1.jpg')
+    picture(full / 'images' / 'training' / 'a' / 'abbey' / 'ADE_train_1_seg.png')
+    assert_one(problems(full, 'ade20k'), r'is the full ADE20K \(it has images/training/a/abbey/ADE_train_1_seg\.png\)')
+    (tmp_path / 'ADE20K_2021_17_01' / 'images' / 'ADE').mkdir(parents=True)
+    assert_one(problems(tmp_path / 'ADE20K_2021_17_01', 'ade20k'), r'is the full ADE20K \(it has images/ADE\)')

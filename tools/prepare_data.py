@@ -6,6 +6,8 @@ import sys
 from beit_mm.data.export import FORMATS, export
 from beit_mm.data.verify import FORMATS as VERIFIABLE
 from beit_mm.data.verify import Scope, verify
+from beit_mm.engine.configs import load_config
+from beit_mm.engine.data_check import check_data_of
 from beit_mm.engine.launch import door
 
 
@@ -23,7 +25,9 @@ def main() -> None:
     exporter.add_argument('--seed', type=int, default=0)
     checker = commands.add_parser('verify', help='check layout, counts, images and labels; exit code 1 on a problem')
     checker.add_argument('dir', metavar='DIR', help='the data set; for lists: what their paths are below')
-    checker.add_argument('--format', choices=list(VERIFIABLE), required=True)
+    checker.add_argument(
+        '--format', choices=[*VERIFIABLE, 'config'], required=True, help='config: DIR is a segmentation config'
+    )
     checker.add_argument('--list', metavar='FILE', help='for --format list: lines `path label` or `path`')
     checker.add_argument('--unlabelled', action='store_true', help='labels and class folders do not matter')
     checker.add_argument('--num-classes', type=int, metavar='N', help='labels of lists must be in 0..N-1')
@@ -33,7 +37,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == 'verify':
         scope = Scope(args.sample, args.jobs, args.partial, args.unlabelled, args.num_classes, args.list)
-        report = verify(args.dir, args.format, scope)
+        if args.format == 'config':
+            report = check_data_of(load_config(args.dir), args.sample)
+        else:
+            report = verify(args.dir, args.format, scope)
         print(report)
         sys.exit(1 if report.problems else 0)
     size = args.size or (32 if args.format == 'cifar' else 64)

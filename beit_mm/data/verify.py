@@ -24,6 +24,7 @@ from .loading import EXTENSIONS, read_image
 SHOWN = 5  # names in a message
 ADE_COUNTS = dict(training=20_210, validation=2_000)
 ADE_IDS = 150  # 0 is "other"
+ADE_FOLDER = 'ADEChallengeData2016'
 CIFAR_COUNTS = dict(train=50_000, test=10_000)
 CHUNK = 64  # images that a process is given at a time
 
@@ -326,8 +327,29 @@ def why_unfit(pair: tuple[str, str]) -> str | None:
     return None
 
 
+def _full_ade20k(root: Path) -> str:
+    """What shows that a folder holds ADE20K_2016_07_26 or ADE20K_2021_17_01, not the scene parsing release."""
+    for name in ('index_ade20k.pkl', 'index_ade20k.mat', 'images/ADE'):
+        if (root / name).exists():
+            return f'it has {name}'
+    for split in ADE_COUNTS:
+        parts = next((p for p in (root / 'images' / split).glob('*/**/*_seg.png')), None)
+        if parts is not None:
+            return f'it has {parts.relative_to(root)}'
+    return ''
+
+
 def verify_ade20k(root: Path, scope: Scope, report: Report) -> None:
     """images/ and annotations/, each with {training,validation}/: pairs, sizes, ids 0..150, counts."""
+    if full := _full_ade20k(root):
+        report.problem(
+            f'{root}: is the full ADE20K ({full}), whose masks are other files of over 3,000 classes',
+            'take the scene parsing release instead: ADEChallengeData2016.zip, 150 classes',
+        )
+        return
+    if (root / ADE_FOLDER).is_dir():
+        report.problem(f'{root}: the data set is the folder {ADE_FOLDER} in it', f'data_root={root / ADE_FOLDER}')
+        return
     for split, expected in ADE_COUNTS.items():
         images, masks = root / 'images' / split, root / 'annotations' / split
         lacking = [folder for folder in (images, masks) if not folder.is_dir()]

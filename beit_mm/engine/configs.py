@@ -102,6 +102,7 @@ def check_config(config: Config, path: str | Path) -> None:
             _check_node(node, where, path, scope)
     check_schedules(config, path)
     _check_pretrained(config, path)
+    _check_heads(config, path)
 
 
 def _check_pretrained(config: Config, path: str | Path) -> None:
@@ -120,6 +121,20 @@ def _check_pretrained(config: Config, path: str | Path) -> None:
             f'{path}: {where} would load whatever happens to match, without a word about the rest. Write '
             f"load_from=FILE for the whole model, or model.backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"
         )
+
+
+def _check_heads(config: Config, path: str | Path) -> None:
+    """A softmax over one class is always 1: its loss is 0 from the first step, and mmseg trains on."""
+    model = config.get('model') or {}
+    for name in ('decode_head', 'auxiliary_head'):
+        heads = model.get(name) or []
+        for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+            if head.get('num_classes') == 1:
+                raise ConfigError(
+                    f'{path}: model.{name}.num_classes=1: one class leaves nothing to tell apart; the loss is 0. For '
+                    f'an object and its background: num_classes=2, with 0 and 1 in the masks (black and white masks, 0 '
+                    f'and 255: beit_mm.MaskFolder with mask_values=(0, 255))'
+                )
 
 
 def _typed(node, where: str = '') -> Iterator[tuple[str, dict]]:

@@ -1,12 +1,15 @@
 """Before the first step of a segmentor: are its data what its heads can learn."""
 
+from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.check import SAMPLE, check_dataset
+from ..data.masks import IGNORED
 from ..data.verify import Report
 from ..registry import HOOKS
 from .checkpointing import model_of
@@ -57,6 +60,26 @@ class DataCheckHook(Hook):
         for fact in report.facts:
             runner.logger.info(f'data: {fact}')
         return '\n'.join(f'{what}\n    do:  {remedy}' for what, remedy in report.problems)
+
+
+def check_data_of(config: Config, sample: int | None = None) -> Report:
+    """What DataCheckHook would find in the data sets of a segmentation config, in all of their masks or in a sample.
+
+    Raises ConfigError for a config that segments nothing.
+    """
+    head = (config.get('model') or {}).get('decode_head')
+    if head is None:
+        raise ConfigError(
+            f'{config.filename}: has no model.decode_head: it segments nothing, and has no masks to check'
+        )
+    report = Report()
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        for what in ('train', 'val', 'test'):
+            description = (config.get(f'{what}_dataloader') or {}).get('dataset')
+            if description and not (what == 'test' and description == config.val_dataloader.dataset):
+                dataset = DATASETS.build(description)
+                check_dataset(dataset, head.num_classes, what, report, sample, head.get('ignore_index', IGNORED))
+    return report
 
 
 def check_batch(head: nn.Module, batch_size: int) -> None:
