@@ -1,0 +1,11 @@
+"""The same segmentor from random weights: same recipe, same steps, same 64 labelled images.
+
+    python tools/train.py configs/segmentation/beit-mini-p8_setr-pup-scratch_1xb32-60_scenes-64.py
+
+Differs from beit-mini-p8_setr-pup on the same images in nothing but that no weights are loaded.
+"""
+
+_base_ = ['beit-mini-p8_setr-pup_1xb32-60_scenes-64.py']
+
+load_from = None
+protocol = 'SETR-PUP, from scratch'
