@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from beit_mm.apis import classify, find_images, init_model, segment, tokenize, write_predictions
+from beit_mm.apis import classify, find_images, init_model, overlay_of, segment, tokenize, write_predictions
 from beit_mm.checkpoints.load import CheckpointError
 from beit_mm.data import embedded
 from beit_mm.data.export import export
@@ -23,6 +23,7 @@ from beit_mm.engine.launch import evaluate
 CLASSIFY = 'configs/classification/beit-mini-p8_scratch_1xb64-100_embedded-64.py'
 SEGMENT = 'configs/segmentation/beit-mini-p8_upernet-scratch_1xb32-150_embedded-64.py'
 TOKENIZE = 'configs/tokenizer/dvae-512_1xb64-300_embedded-32.py'
+FILES = 'configs/segmentation/beit-mini-p8_setr-pup-scratch_1xb32-60_scenes-64.py'
 PRETRAIN = 'configs/pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py'
 COUNT = 14
 
@@ -52,7 +53,7 @@ def weights(tmp_path_factory):
         torch.save(dict(state_dict=model.state_dict(), meta=meta), file)
         return str(file)
 
-    return {path: of(path) for path in (CLASSIFY, SEGMENT, TOKENIZE)}
+    return {path: of(path) for path in (CLASSIFY, SEGMENT, TOKENIZE, FILES)}
 
 
 def dumped(path, checkpoint, folder, **options) -> list[dict]:
@@ -90,6 +91,59 @@ def test_masks_are_those_of_a_test(scenes, weights, tmp_path):
         assert row['mask'].dtype == np.uint8
         np.testing.assert_array_equal(row['mask'], sample['pred_sem_seg']['data'][0].numpy())
     assert len(np.unique([row['mask'] for row in rows])) > 1
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """Scenes in colour as files of three sizes, smaller and larger than the config's window, with masks."""
+    root = tmp_path_factory.mktemp('pictures')
+    rng = np.random.default_rng(0)
+    for i, size in enumerate(((64, 64), (40, 70), (90, 61))):
+        for kind, bands in (('images', (3,)), ('annotations', ())):
+            folder = root / kind / 'validation'
+            folder.mkdir(parents=True, exist_ok=True)
+            array = rng.integers(1, 12 if kind == 'annotations' else 255, (*size, *bands), dtype=np.uint8)
+            Image.fromarray(array).save(folder / f'{i}.png')
+    return root
+
+
+@pytest.mark.usefixtures('no_pretty_printing')
+@pytest.mark.parametrize('tta', [False, True])
+def test_masks_of_images_of_any_size_are_those_of_a_test(pictures, weights, tmp_path, tta):
+    config = load_config(FILES, {'test_dataloader.dataset.data_root': str(pictures), 'test_dataloader.batch_size': 1})
+    dump = dict(type='DumpResults', out_file_path=str(tmp_path / 'out.pkl'))
+    config.test_evaluator = [config.test_evaluator, dump]
+    evaluate(config, weights[FILES], work_dir=str(tmp_path), tta=tta, show_dir=str(tmp_path / 'test'))
+    tested = pickle.loads((tmp_path / 'out.pkl').read_bytes())
+    images = pictures / 'images' / 'validation'
+    rows = segment(FILES, weights[FILES], images, tta=tta)
+    assert [row['mask'].shape for row in rows] == [(64, 64), (40, 70), (90, 61)]
+    for row, sample in zip(rows, tested, strict=True):
+        np.testing.assert_array_equal(row['mask'], sample['pred_sem_seg']['data'][0].numpy())
+    assert len(np.unique(np.concatenate([row['mask'].ravel() for row in rows]))) > 1
+    alone = segment(FILES, weights[FILES], [np.asarray(Image.open(path)) for path in find_images(images)], tta=tta)
+    for one, row in zip(alone, rows, strict=True):
+        np.testing.assert_array_equal(one['mask'], row['mask'])
+    model = init_model(FILES, weights[FILES])
+    said = write_predictions(model, str(images), tmp_path / 'masks', tta=tta, show_dir=tmp_path / 'shown')
+    assert said == f'3 masks of class indices below {tmp_path / "masks"}, pictures: {tmp_path / "shown"}'
+    for row in rows:
+        name = Path(row['image']).name
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'masks' / name)), row['mask'])
+        page = Image.open(tmp_path / 'shown' / name)
+        assert page.tobytes() == overlay_of(model, row['image'], row['mask']).tobytes()
+        with_truth = Image.open(tmp_path / 'test' / name)
+        assert with_truth.width > page.width  # the truth is the third
+
+
+def test_what_does_not_segment_is_not_shown(weights, scenes, tmp_path):
+    model = init_model(CLASSIFY, weights[CLASSIFY])
+    with pytest.raises(ConfigError, match='--tta and --show-dir are for segmentation, this is for classification'):
+        write_predictions(model, scenes, tmp_path / 'a.csv', tta=True)
+    with pytest.raises(ConfigError, match=r'--tta needs tta_model and tta_pipeline in it'):
+        segment(SEGMENT, weights[SEGMENT], scenes, tta=True)
+    with pytest.raises(ValueError, match=r'masks\.png: masks are written as PNG into a folder'):
+        write_predictions(init_model(SEGMENT, weights[SEGMENT]), scenes, tmp_path / 'masks.png')
 
 
 @pytest.mark.usefixtures('no_pretty_printing')
