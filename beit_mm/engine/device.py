@@ -1,6 +1,7 @@
 """What a config asks for and this machine does not have: replaced by what it has, and said once."""
 
 import logging
+import os
 
 import torch
 from mmengine.config import Config
@@ -9,6 +10,7 @@ from mmengine.logging import print_log
 from .amp import OF_MMENGINE, with_amp
 
 SYNCHRONISED = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm', 'naiveSyncBN')
+RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of torchrun, Slurm, MPI; before there is a group
 NEEDS_CUDA = ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', 'beit_mm.Fp16OptimWrapper')
 
 
@@ -48,4 +50,5 @@ def _without_sync(node) -> int:
 
 
 def _say(text: str) -> None:
-    print_log(text, logger='current', level=logging.WARNING)
+    if next((os.environ[name] for name in RANKS if name in os.environ), '0') == '0':
+        print_log(text, logger='current', level=logging.WARNING)
