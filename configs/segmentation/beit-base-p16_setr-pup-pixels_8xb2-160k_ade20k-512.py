@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch --amp
     python tools/test.py THIS_FILE CHECKPOINT [--tta] [--show-dir DIR]
 
-The paper's number: 41.38 mIoU (Table 4, "- visual tokens (recover masked pixels)"). Differs from its base in what it
+The paper's number: 41.38 mIoU (Table 4, "- visual tokens, recover masked pixels"). Differs from its base in what it
 starts from.
 """
 

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch --amp
     python tools/test.py THIS_FILE CHECKPOINT [--tta] [--show-dir DIR]
 
-The paper's number: 44.65 mIoU (Table 4, "BEiT (300 epochs)"). Differs from its base in what it starts from.
+The paper's number: 44.65 mIoU (Table 4, "BEiT, 300 epochs"). Differs from its base in what it starts from.
 """
 
 _base_ = ['beit-base-p16_setr-pup_8xb2-160k_ade20k-512.py']
