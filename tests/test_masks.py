@@ -1,14 +1,23 @@
 """data/masks.py: what becomes of a mask's numbers, which files are pairs, and what is refused by name."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from mmseg.datasets import ADE20KDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
+from test_configs import tiny_segmentor
 
+from beit_mm.apis import segment
 from beit_mm.data.export import export
 from beit_mm.data.loading import LoadImage, UnreadableImage
 from beit_mm.data.masks import ADE20K, LoadMask, MaskError, MaskFolder, read_mask, to_classes
+from beit_mm.engine.configs import load_config
+from beit_mm.engine.launch import evaluate, run
+
+ROOT = Path(__file__).parents[1]
 
 PAIR = [LoadImage(), LoadMask()]
 
@@ -245,3 +254,77 @@ def test_many_bands(tmp_path):
     ]
     ((top, left),) = places
     np.testing.assert_array_equal(mask, ids[top : top + 16, left : left + 16])
+
+
+def test_the_config_of_the_page(tmp_path, monkeypatch):
+    """docs/segmentation.md, made small: black and white masks, two steps, an evaluation, a prediction."""
+    page = (ROOT / 'docs' / 'segmentation.md').read_text()
+    block = re.search(r'```python\n(_base_.*?)```', page, re.DOTALL)[1]
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 4), ('val', 2)):
+        for i in range(count):
+            save(tmp_path / f'data/mine/images/{split}/{i}.jpg', rng.integers(0, 256, (48, 40, 3), dtype=np.uint8))
+            save(tmp_path / f'data/mine/masks/{split}/{i}.png', 255 * rng.integers(0, 2, (48, 40), dtype=np.uint8))
+    (tmp_path / 'mine.py').write_text(block)
+    options = tiny_segmentor(load_config(tmp_path / 'mine.py'))
+    options.update({'load_from': None, 'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2})
+    for name in ('train', 'val', 'test'):
+        options.update({f'{name}_dataloader.num_workers': 0, f'{name}_dataloader.persistent_workers': False})
+    monkeypatch.chdir(tmp_path)
+    runner = run(load_config(tmp_path / 'mine.py', options), work_dir='w')
+    assert runner.iter == 2
+    assert runner.train_dataloader.dataset.metainfo['classes'] == ('ground', 'thing')
+    log = next((tmp_path / 'w').glob('*/*.log')).read_text()
+    shares = re.search(r'data: train: of 4 masks 0\.0 % of the pixels are ignored; of the rest: (.*)', log)[1]
+    assert re.fullmatch(r'(ground|thing) 5\d\.\d %, (ground|thing) 4\d\.\d %', shares), shares
+    rows = segment(load_config(tmp_path / 'mine.py', options), 'w/iter_2.pth', 'data/mine/images/val', tta=True)
+    assert [row['mask'].shape for row in rows] == [(48, 40)] * 2
+
+
+def test_five_bands_are_trained_on(tmp_path):
+    """Through resizing, cropping and flipping to a step, an evaluation and a picture."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    for i in range(4):
+        np.save(tmp_path / 'images' / f'{i}.npy', rng.integers(0, 4000, (48, 40, 5)).astype(np.uint16))
+        save(tmp_path / 'masks' / f'{i}.png', rng.integers(0, 3, (48, 40)).astype(np.uint8))
+    leaf = ROOT / 'configs/segmentation/beit-base-p16_setr-pup-scratch_8xb2-160k_ade20k-512.py'
+    files = dict(
+        _delete_=True,
+        type='beit_mm.MaskFolder',
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='images', seg_map_path='masks'),
+        metainfo=dict(classes=('a', 'b', 'c')),
+    )
+    load = [dict(type='beit_mm.LoadImage', color_type='unchanged'), dict(type='beit_mm.LoadMask')]
+    augment = [
+        dict(type='RandomResize', scale=(64, 32), ratio_range=(0.5, 2.0), keep_ratio=True),
+        dict(type='RandomCrop', crop_size=(32, 32), cat_max_ratio=0.75),
+        dict(type='RandomFlip', prob=0.5),
+    ]
+    resize, pack = [dict(type='Resize', scale=(64, 32), keep_ratio=True)], [dict(type='PackSegInputs')]
+    options = tiny_segmentor(load_config(leaf))
+    options = {key: value for key, value in options.items() if not re.match('(train|val|test)_dataloader|tta', key)}
+    for name, steps in dict(train=load + augment, val=load[:1] + resize + load[1:]).items():
+        options[f'{name}_dataloader.dataset'] = dict(files, pipeline=steps + pack)
+        options.update({f'{name}_dataloader.num_workers': 0, f'{name}_dataloader.persistent_workers': False})
+    options['test_dataloader'] = {
+        'num_workers': 0,
+        'persistent_workers': False,
+        'dataset': options['val_dataloader.dataset'],
+    }
+    options.update({'data_preprocessor.mean': [2000.0] * 5, 'data_preprocessor.std': [1000.0] * 5})
+    options.update({'model.backbone.in_channels': 5, 'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2})
+    options['model.decode_head.num_classes'] = 3
+    options.update({f'model.auxiliary_head.{i}.num_classes': 3 for i in range(3)})
+    runner = run(load_config(leaf, options), work_dir=str(tmp_path / 'w'))
+    assert runner.model.backbone.patch_embed.projection.weight.shape[1] == 5
+    shown = tmp_path / 'shown'
+    _, scores, _ = evaluate(
+        load_config(leaf, options),
+        str(tmp_path / 'w' / 'iter_2.pth'),
+        work_dir=str(tmp_path / 'w'),
+        show_dir=str(shown),
+    )
+    assert 0 < scores['mIoU'] < 100
+    assert len(list(shown.glob('*.png'))) == 4
