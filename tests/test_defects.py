@@ -746,7 +746,7 @@ def segmentor(whose, mode, size=64):
 def test_b15_images_smaller_than_the_crop(whose, mode):
     """B15: 32 x 48 pixels are segmented as by a backbone made for them (mmseg: the fixed window crashes).
 
-    Not tested: mmseg's `*_ms` configs have one scale only; we ship none yet.
+    mmseg's `*_ms` configs have one scale only; ours: test_official_scales.py.
     """
     model, image = segmentor(whose, mode), torch.randn(1, 3, 32, 48)
     metas = [dict(img_shape=(32, 48), ori_shape=(32, 48))]
