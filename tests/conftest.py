@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import base_dataset
+from mmengine.registry import DefaultScope
 
 import beit_mm.data
 import beit_mm.engine
@@ -19,6 +20,8 @@ def _in_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    DefaultScope._instance_dict.clear()  # a Runner makes its config's scope the default one of the process
 
 
 @pytest.fixture
