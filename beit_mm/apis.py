@@ -37,10 +37,10 @@ from .checkpoints.load import trust
 from .data.images import read_list
 from .data.loading import UnreadableImage, read_image
 from .data.verify import images_below
+from .engine import overlay
 from .engine.configs import load_config
 from .engine.errors import ConfigError
 from .engine.launch import innermost, load_whole, merging, with_tta
-from .ops import overlay
 
 Images = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
 

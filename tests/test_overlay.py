@@ -1,9 +1,9 @@
-"""ops/overlay.py: colours where they belong, any bands, a legend of what is there."""
+"""engine/overlay.py: colours where they belong, any bands, a legend of what is there."""
 
 import numpy as np
 from PIL import Image
 
-from beit_mm.ops.overlay import GAP, as_rgb, distinct_colours, overlay, picture
+from beit_mm.engine.overlay import GAP, as_rgb, distinct_colours, overlay, picture
 
 
 def test_each_pixel_has_the_colour_of_its_class():

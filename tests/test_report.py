@@ -27,7 +27,7 @@ TINY = {
 }
 ROOT = Path(__file__).parents[1]
 MIM, PIXELS, SEGMENT, SCRATCH = (
-    str(next(ROOT.glob(f'configs/{name}_*.py')))
+    str(next(ROOT.glob(f'configs/{name}_*_embedded-*.py')))
     for name in (
         'pretrain/beit-mini-p8_dvae',
         'pretrain/beit-mini-p8_pixels',

@@ -18,9 +18,7 @@ def main() -> None:
     parser.add_argument('checkpoint', help='weights to evaluate; every key must fit')
     parser.add_argument('--work-dir', help='where the log goes (default: work_dirs/<config name>)')
     parser.add_argument('--record', metavar='DIR', help='write a result record below this folder')
-    parser.add_argument(
-        '--out', metavar='FILE', help='write the metrics as JSON; with --images: .json, .csv, or a folder'
-    )
+    parser.add_argument('--out', metavar='FILE', help='metrics as JSON; with --images: .json, .csv, or a folder')
     parser.add_argument('--tta', action='store_true', help='segmentation: multi-scale and flip (tta_pipeline)')
     parser.add_argument('--show-dir', metavar='DIR', help='segmentation: pictures of image, prediction and truth')
     parser.add_argument('--images', metavar='DIR_OR_FILE', help='predict for these images, without labels, into --out')

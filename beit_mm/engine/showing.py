@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..ops import overlay
 from ..registry import HOOKS
+from . import overlay
 from .checkpointing import model_of
 
 

@@ -1,4 +1,4 @@
-"""The same segmentor from random weights: same recipe, same steps, same 64 labelled images.
+"""The same segmentor from random weights: same recipe, same steps, same 256 labelled images.
 
     python tools/train.py configs/segmentation/beit-mini-p8_setr-pup-scratch_1xb32-60_scenes-64.py
 

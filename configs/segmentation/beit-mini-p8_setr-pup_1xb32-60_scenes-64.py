@@ -7,7 +7,7 @@
     python tools/train.py configs/segmentation/beit-mini-p8_setr-pup_1xb32-60_scenes-64.py
     python tools/test.py THIS_FILE work_dirs/beit-mini-p8_setr-pup_1xb32-60_scenes-64/iter_60.pth [--tta] [--show-dir DIR]
 
-Ours, no paper row: 64 labelled images, 60 steps. docs/segmentation.md has what it gave.
+Ours, no paper row: 256 labelled images, 60 steps. docs/segmentation.md has what it gave.
 """
 
 _base_ = [

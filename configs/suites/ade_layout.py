@@ -9,7 +9,7 @@ Ours, no paper row. docs/segmentation.md has what it gave.
 title = "Segmentation in ADE20K's layout, on embedded data"
 note = (
     'Embedded data: mosaics of photographs that ship with scikit-image and scikit-learn, as files, not ADE20K. '
-    'Pre-trained and from-scratch models share recipe, steps and the same 64 labelled images.'
+    'Pre-trained and from-scratch models share recipe, steps and the same 256 labelled images.'
 )
 root = 'work_dirs/ade_layout'
 

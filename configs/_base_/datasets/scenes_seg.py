@@ -1,6 +1,7 @@
-"""Embedded scenes in colour, as files in ADE20K's layout: the first 64 training images with masks, 1,000 to validate.
+"""Embedded scenes in colour, as files in ADE20K's layout: the first 256 training images with masks, 1,000 to validate.
 
-The pipelines are those of ade20k_512.py at 64 px, without the distortion of colours.
+The pipelines are those of ade20k_512.py with crops of 64 px, without the distortion of colours: images are enlarged by
+1 to 1.6 to train, as in pre-training, and by 1.25 to test, in sliding windows.
 """
 
 embedded = True
@@ -27,11 +28,11 @@ train_dataloader = dict(
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
         metainfo=dict(classes=classes),
         reduce_zero_label=True,
-        indices=64,
+        indices=256,
         pipeline=[
             dict(type='beit_mm.LoadImage', channel_order='bgr'),
             dict(type='beit_mm.LoadMask'),
-            dict(type='RandomResize', scale=(256, 64), ratio_range=(1.0, 1.5), keep_ratio=True),
+            dict(type='RandomResize', scale=(256, 64), ratio_range=(1.0, 1.6), keep_ratio=True),
             dict(type='RandomCrop', crop_size=(64, 64), cat_max_ratio=0.75),
             dict(type='RandomFlip', prob=0.5),
             dict(type='PackSegInputs'),
@@ -51,7 +52,7 @@ val_dataloader = dict(
         test_mode=True,
         pipeline=[
             dict(type='beit_mm.LoadImage', channel_order='bgr'),
-            dict(type='Resize', scale=(256, 64), keep_ratio=True),
+            dict(type='Resize', scale=(320, 80), keep_ratio=True),
             dict(type='beit_mm.LoadMask'),
             dict(type='PackSegInputs'),
         ],
@@ -64,7 +65,7 @@ tta_pipeline = [
         type='TestTimeAug',
         transforms=[
             [
-                dict(type='ResizeShortestEdge', scale=max(int(64 * ratio), 64), max_size=100_000)
+                dict(type='ResizeShortestEdge', scale=max(int(80 * ratio), 64), max_size=100_000)
                 for ratio in (0.75, 1.0, 1.25)
             ],
             [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
