@@ -13,8 +13,6 @@ from mmseg import models as mmseg_models
 
 from ..registry import MODELS
 
-FEWEST_PATCHES = 4  # of a side: the pyramid's coarsest map is a quarter of the grid where patches are of 8 pixels
-
 
 def window_corners(size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
     """(top, left) of the windows that cover an image of `size` (H, W), at least as large as `crop`, row by row.
@@ -81,7 +79,7 @@ class EncoderDecoder(mmseg_models.EncoderDecoder):
         height, width = inputs.shape[2:]
         patch = getattr(self.backbone, 'patch_size', 1)
         patch = patch if isinstance(patch, int) else 1  # of a backbone that is not ours, and knows its sizes
-        least = FEWEST_PATCHES * patch
+        least = patch * 2 ** getattr(getattr(self, 'neck', None), 'num_down', 0)  # the coarsest map has a pixel
         padded = padded_to(inputs, tuple(max(math.ceil(side / patch) * patch, least) for side in (height, width)))
         return self._logits(padded)[..., :height, :width]
 
