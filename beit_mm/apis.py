@@ -35,12 +35,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from .checkpoints.load import trust
 from .data.images import read_list
-from .data.loading import UnreadableImage, read_image
+from .data.loading import UnreadableImage
 from .data.verify import images_below
 from .engine import overlay
 from .engine.configs import load_config
 from .engine.errors import ConfigError
-from .engine.launch import innermost, load_whole, merging, with_tta
+from .engine.launch import load_whole, merging, parts_of, with_tta
 
 Images = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
 
@@ -62,7 +62,7 @@ def init_model(
         model = MODELS.build(description)
     meta = load_whole(model, config, checkpoint)
     model.cfg = config
-    model.dataset_meta = dict(classes=_classes(meta, config), palette=_palette(meta))
+    model.dataset_meta = dict(classes=_classes(meta, config), palette=_palette(meta, config))
     return model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
 
 
@@ -71,7 +71,7 @@ def _test_dataset(config: Config) -> dict:
     dataset = (config.get('test_dataloader') or {}).get('dataset')
     if dataset is None:
         raise ConfigError(f'{config.filename}: test_dataloader is missing, whose pipeline inference goes through')
-    return innermost(dataset)
+    return parts_of(dataset)[0]
 
 
 def _classes(meta: dict, config: Config) -> tuple[str, ...] | None:
@@ -87,10 +87,15 @@ def _classes(meta: dict, config: Config) -> tuple[str, ...] | None:
     return tuple(found) if found else None
 
 
-def _palette(meta: dict) -> list | None:
-    """RGB of each class, where the checkpoint's data set had them."""
-    palette = (meta.get('dataset_meta') or {}).get('palette')
-    return palette if palette is not None and len(palette) else None
+def _palette(meta: dict, config: Config) -> list | None:
+    """RGB of each class, where the checkpoint's data set or the config's have them."""
+    found = (meta.get('dataset_meta') or {}).get('palette') or meta.get('PALETTE')
+    if found is None or not len(found):
+        dataset = _test_dataset(config)
+        with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+            own = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})
+        found = (dataset.get('metainfo') or {}).get('palette') or own.get('palette')
+    return found or None
 
 
 def find_images(images: Images) -> list[str | np.ndarray]:
@@ -139,23 +144,30 @@ class _Samples(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[int, dict | None, str]:
+    def loaded(self, index: int) -> dict:
+        """An image as the config's loading steps give it. Raises UnreadableImage."""
         image = self.images[index]
         if isinstance(image, np.ndarray):
             image = image if image.ndim == 3 else image[..., None]
             image = image[..., ::-1] if self.bgr and image.shape[2] == 3 else image
             shape = image.shape[:2]
-            sample = dict(img=np.ascontiguousarray(image), img_path=f'array {index}', img_shape=shape, ori_shape=shape)
-        else:
-            try:
-                sample = self.load(dict(img_path=image))
-                if sample is None:
-                    raise ValueError('its loader took it for unreadable')
-            except Exception as error:  # the loader is any project's
-                reason = str(error).removeprefix(f'{image}: ')
-                if self.skip:
-                    return index, None, reason
-                raise UnreadableImage(f'{image}: {reason}') from error
+            return dict(img=np.ascontiguousarray(image), img_path=f'array {index}', img_shape=shape, ori_shape=shape)
+        try:
+            sample = self.load(dict(img_path=image))
+            if sample is None:
+                raise ValueError('its loader took it for unreadable')
+        except Exception as error:  # the loader is any project's
+            reason = str(error).removeprefix(f'{image}: ')
+            raise UnreadableImage(f'{image}: {reason}') from error
+        return sample
+
+    def __getitem__(self, index: int) -> tuple[int, dict | None, str]:
+        try:
+            sample = self.loaded(index)
+        except UnreadableImage as error:
+            if self.skip:
+                return index, None, str(error).removeprefix(f'{self.images[index]}: ')
+            raise
         return index, self.rest(dict(sample, sample_idx=index)), ''
 
 
@@ -339,10 +351,15 @@ def _token_row(model: nn.Module, tokens: torch.Tensor) -> dict:
 
 def overlay_of(model: nn.Module, image: str | Path | np.ndarray, mask: np.ndarray) -> Image.Image:
     """The image beside itself under the colours of its mask (H, W), with a legend."""
-    pixels = image if isinstance(image, np.ndarray) else read_image(str(image))
+    samples = _Samples([image if isinstance(image, np.ndarray) else str(image)], model.cfg, skip=False)
+    pixels = samples.loaded(0)['img']
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    pixels = pixels[..., ::-1] if samples.bgr and pixels.shape[2] == 3 else pixels
     classes = model.dataset_meta['classes'] or [str(i) for i in range(max(model.num_classes, int(mask.max()) + 1))]
     return overlay.picture(pixels, {'prediction': mask}, list(classes), model.dataset_meta['palette'])
+
+
+FILES = ('.json', '.csv', '.txt', '.png', '.jpg', '.npy')  # endings that are not meant for a folder
 
 
 def write_predictions(
@@ -378,14 +395,17 @@ def write_predictions(
         done = f'{len(good)} images classified: {out}'
     elif task == 'segmentation':
         for folder in filter(None, (out, show_dir and Path(show_dir))):
-            if folder.suffix or folder.is_file():
-                raise ValueError(f'{folder}: masks are written as PNG into a folder; give it a name without an ending')
+            if folder.suffix.lower() in FILES or folder.is_file():
+                raise ValueError(f'{folder}: masks are written as PNG into a folder; give the name of one')
+        if show_dir and Path(show_dir).resolve() == out.resolve():
+            raise ValueError(f'{out}: masks and pictures have the same names: give --out and --show-dir two folders')
         rows, written = [], set()
         for r in _each(model, None, images, _mask_row, _test_step, task, options):
             if 'error' not in r:
                 written.add(_write_png(Image.fromarray(r['mask']), r['image'], images, out, written))
                 if show_dir:
-                    page = overlay_of(model, r['image'], r['mask'])
+                    shown = images[r['image']] if isinstance(r['image'], int) else r['image']
+                    page = overlay_of(model, shown, r['mask'])
                     _write_png(page, r['image'], images, Path(show_dir), set())
                 r = dict(image=r['image'])
             rows.append(r)
@@ -423,9 +443,9 @@ def _write_csv(rows: list[dict], lost: list[dict], classes: tuple | None, out: P
             table.writerow([r['image'], *[''] * (3 + 3 * width), r['error']])
 
 
-def _write_png(picture: Image.Image, image: str, images: Images, out: Path, written: set[Path]) -> Path:
+def _write_png(picture: Image.Image, image: str | int, images: Images, out: Path, written: set[Path]) -> Path:
     """Save a picture of an image below `out` under the image's name; ValueError for a second one of one name."""
-    name = Path(image)
+    name = Path(f'{image:06d}' if isinstance(image, int) else image)  # arrays are called by their place
     below = name.relative_to(images) if isinstance(images, (str, Path)) and os.path.isdir(images) else Path(name.name)
     path = out / below.with_suffix('.png')
     if path in written:

@@ -8,12 +8,12 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmseg.datasets import BaseSegDataset
-from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs, Resize
 from mmseg.models import UPerHead
 from PIL import Image
 from torch import nn
 
-from beit_mm.data.check import check_dataset
+from beit_mm.data.check import check_dataset, check_pipeline
 from beit_mm.data.datasets import EmbeddedScenes
 from beit_mm.data.loading import LoadImage
 from beit_mm.data.masks import LoadMask, MaskFolder
@@ -189,3 +189,50 @@ def test_the_data_of_a_config(tmp_path):
     ]
     with pytest.raises(ConfigError, match='it segments nothing'):
         check_data_of(load_config('configs/tokenizer/dvae-512_1xb64-300_embedded-32.py'))
+
+
+def piped(root, names, sizes, **options):
+    """A validation set whose pipeline packs; the mask is loaded where `late` says."""
+    for name, size in zip(names, sizes, strict=True):
+        for kind, array in (('images', np.zeros((*size, 3), np.uint8)), ('masks', np.zeros(size, np.uint8))):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / kind / f'{name}.png')
+    resize = [LoadMask(), Resize(scale=(20, 10), keep_ratio=True)]
+    steps = resize[::-1] if options.pop('late') else resize
+    return MaskFolder(
+        data_root=str(root),
+        data_prefix=dict(img_path='images', seg_map_path='masks'),
+        metainfo=dict(classes=('a', 'b')),
+        pipeline=[LoadImage(), *steps, PackSegInputs()],
+        test_mode=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ('late', 'sizes', 'batch', 'said'),
+    [
+        (True, [(8, 8), (8, 12)], 1, None),
+        (True, [(8, 8), (16, 16)], 2, None),
+        (
+            True,
+            [(8, 8), (8, 12)],
+            2,
+            r'val: batch_size=2, and images come out in different sizes: \(10, 10\), \(10, 15\)',
+        ),
+        (False, [(8, 8), (8, 8)], 1, r'val: a mask comes out as \(10, 10\) .* its image was \(8, 8\)'),
+    ],
+)
+def test_the_first_evaluation_is_tried_before_the_training(tmp_path, late, sizes, batch, said):
+    report = Report()
+    check_pipeline(piped(tmp_path, 'ab', sizes, late=late), batch, 'val', report)
+    assert len(report.problems) == (said is not None)
+    if said:
+        assert re.search(said, report.problems[0][0]), report.problems
+
+
+def test_pipelines_that_load_no_mask_are_left_alone(tmp_path):
+    dataset = folder(tmp_path, dict(x=halves(0, 1)))
+    dataset.pipeline.transforms = dataset.pipeline.transforms[:1]
+    report = checked(dataset)
+    assert report.problems == []
+    assert report.facts[-1] == 'train: no step of the pipeline named Load... gives masks: they are not looked at'

@@ -118,6 +118,23 @@ def test_tokens_and_pixels_are_two_tables():
     assert {column for table in tables for column in table.columns} >= {'masked accuracy %'}
 
 
+def test_each_head_and_size_has_its_own_baseline():
+    of = leaderboard.baseline_of
+    assert of('fine-tune') == of('intermediate fine-tune') == 'from scratch'
+    assert of('fine-tune, 384 px') == 'from scratch, 384 px'
+    assert of('SETR-PUP, fine-tune after DINO') == 'SETR-PUP, from scratch'
+    assert (
+        of('UPerNet, fine-tune, 640 px, multi-scale and flip') == 'UPerNet, from scratch, 640 px, multi-scale and flip'
+    )
+    several = 'UPerNet, {}, multi-scale and flip'
+    values = {'UPerNet, fine-tune': 20.0, 'UPerNet, from scratch': 10.0}
+    values.update({several.format('fine-tune'): 22.0, several.format('from scratch'): 12.0})
+    found = leaderboard.rows([record(value, protocol, config=protocol) for protocol, value in values.items()])
+    assert {row.protocol: row.delta and row.delta[0] for row in found} == {
+        **dict.fromkeys(values, None), 'UPerNet, fine-tune': 10.0, several.format('fine-tune'): 10.0
+    }  # fmt: skip
+
+
 def test_pretraining_says_what_a_constant_guess_gets():
     names = dict(task='pretrain', metric='masked_accuracy', protocol='pretrain', stages=[DVAE])
     found = leaderboard.rows([record(8.25, metrics={'most_frequent': 1.5}, config='mim_1xb96-9', **names)])

@@ -208,7 +208,7 @@ def test_pairs_that_are_none(tmp_path):
     with pytest.raises(MaskError, match=r'two files of one name'):
         MaskFolder(**options)
     options['data_prefix'] = dict(img_path='pictures', seg_map_path='masks')
-    with pytest.raises(MaskError, match=r'pictures: there is no such folder: no image that ends in \.jpg'):
+    with pytest.raises(MaskError, match=r'pictures: there is no such folder, of images that ends in \.jpg'):
         MaskFolder(**options)
 
 
@@ -217,6 +217,11 @@ def test_pairs_that_are_none(tmp_path):
     [
         (dict(mask_values=(1, 2), reduce_zero_label=True), 'nothing to reduce'),
         (dict(mask_values=(1, (2, 3, 4))), 'numbers only, or colours'),
+        (dict(mask_values=(0, 1, 1)), 'each once'),
+        (dict(mask_values={0: 1}), 'numbers only'),
+        (dict(mask_values=((1, 2), (3, 4), (5, 6))), 'numbers only'),
+        (dict(ignored_values=(7,)), 'ignored_values go with mask_values'),
+        (dict(metainfo=dict(classes='abc')), 'must be a list of names'),
         (dict(mask_values=(1, 2)), '2 mask_values for 3 classes'),
         (dict(metainfo=dict(classes=[str(i) for i in range(256)])), '256 classes; at most 255'),
     ],
@@ -328,3 +333,54 @@ def test_five_bands_are_trained_on(tmp_path):
     )
     assert 0 < scores['mIoU'] < 100
     assert len(list(shown.glob('*.png'))) == 4
+
+
+def test_values_of_chosen_classes_are_not_mapped_twice(tmp_path):
+    """mask_values are in the order of the data set's own classes, whatever ADE20K's order is."""
+    options = pairs(tmp_path, dict(x=grid([3, 1], [1, 255])))
+    dataset = ADE20K(
+        **options, reduce_zero_label=False, mask_values=(3, 1), metainfo=dict(classes=('building', 'wall'))
+    )
+    np.testing.assert_array_equal(dataset[0]['gt_seg_map'], grid([0, 1], [1, 255]))
+
+
+def test_what_does_not_count_besides(tmp_path):
+    border = (224, 224, 192)
+    stored = np.array([[(0, 0, 0), (255, 0, 0)], [border, (0, 0, 0)]], np.uint8).repeat(2, axis=0).repeat(3, axis=1)
+    options = dict(classes=('a', 'b'), mask_values=[(0, 0, 0), (255, 0, 0)])
+    (mask,) = loaded(tmp_path / 'c', dict(x=stored), ignored_values=[border], **options)
+    np.testing.assert_array_equal(mask, grid([0, 1], [255, 0]))
+    with pytest.raises(MaskError, match=r'holds \(224, 224, 192\), which .*ignored_values'):
+        loaded(tmp_path / 'd', dict(x=stored), **options)
+    (mask,) = loaded(
+        tmp_path / 'n', dict(x=grid([4, 9], [254, 4])), ('a', 'b'), mask_values=(4, 9), ignored_values=(254,)
+    )
+    np.testing.assert_array_equal(mask, grid([0, 1], [255, 0]))
+
+
+def test_folders_behind_links_count(tmp_path):
+    """And a link to where it is ends."""
+    mask = np.zeros((4, 6), np.uint8)
+    options = pairs(tmp_path / 'd', {'city1/a': mask})
+    for kind, name in (('images', 'b.jpg'), ('masks', 'b.png')):
+        save(tmp_path / 'far' / kind / name, np.zeros((4, 6, 3), np.uint8) if kind == 'images' else mask)
+        (tmp_path / 'd' / kind / 'city0').symlink_to(tmp_path / 'far' / kind)
+        (tmp_path / 'd' / kind / 'round').symlink_to(tmp_path / 'd' / kind)
+    dataset = MaskFolder(**options)
+    assert [dataset.get_data_info(i)['img_path'][-11:] for i in range(len(dataset))] == ['city0/b.jpg', 'city1/a.jpg']
+
+
+def test_suffixes_in_capitals_and_lists_of_nothing(tmp_path):
+    options = pairs(tmp_path, dict(a=np.zeros((4, 6), np.uint8)), suffix='_MASK.PNG')
+    assert len(MaskFolder(**options, img_suffix='.JPG', seg_map_suffix='_mask.png')) == 1
+    (tmp_path / 'l.txt').write_text('\n')
+    with pytest.raises(MaskError, match=r'l\.txt: lists no image'):
+        MaskFolder(**options, seg_map_suffix='_MASK.PNG', ann_file='l.txt')
+
+
+def test_without_masks_there_is_something_to_predict_and_nothing_to_train_on(tmp_path):
+    options = pairs(tmp_path, dict(a=np.zeros((4, 6), np.uint8)))
+    options['data_prefix'] = dict(img_path='images')
+    assert 'gt_seg_map' not in MaskFolder(**options, metainfo=dict(classes=('a', 'b')), test_mode=True)[0]
+    with pytest.raises(MaskError, match=r'a\.jpg: the data set names no mask for it: data_prefix=dict\(.*seg_map_path'):
+        MaskFolder(**options, metainfo=dict(classes=('a', 'b')))[0]

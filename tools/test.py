@@ -1,12 +1,9 @@
 """Evaluate a checkpoint, or predict for images: python tools/test.py CONFIG CHECKPOINT [--images DIR --out FILE]."""
 
 import argparse
-import json
-from pathlib import Path
 
 from beit_mm.apis import init_model, write_predictions
-from beit_mm.benchmark.evaluation import record_of
-from beit_mm.benchmark.records import write
+from beit_mm.benchmark.evaluation import conclusion
 from beit_mm.engine.configs import load_config, parse_overrides
 from beit_mm.engine.launch import door, evaluate, terse_terminal
 
@@ -47,13 +44,8 @@ def main() -> None:
         launcher=args.launcher,
         trust_checkpoint=args.trust_checkpoint,
     )
-    for name, value in metrics.items():
-        if not name.startswith(('data_time', 'time')) and '.' not in name:  # classes are in the log's table
-            print(f'{name:>24}  {value:.4f}')
-    if args.out:
-        Path(args.out).write_text(json.dumps(metrics, indent=1) + '\n')
-    if args.record:
-        print(f'record: {write(record_of(runner, config, args.checkpoint, metrics, seconds), args.record)}')
+    for line in conclusion(runner, config, args.checkpoint, metrics, seconds, args.out, args.record):
+        print(line)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,16 @@
-"""A result record from an evaluation that just ran."""
+"""What an evaluation that just ran leaves: its numbers for a reader, and a result record."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from ..checkpoints.load import read, sha256
 from ..models.architectures import ARCHITECTURES, variant_of
-from .records import Record, RecordError, make
+from .records import Record, RecordError, make, write
 
 TASK_OF_METRIC = {  # the metric that the leaderboard ranks by: its task
     'accuracy/top1': 'classification',
@@ -55,7 +57,7 @@ def record_of(runner: Runner, config: Config, checkpoint: str, metrics: dict[str
         num_images=len(dataset),
         metric=metric,
         value=metrics[metric],
-        metrics={k: v for k, v in metrics.items() if k not in ('data_time', 'time')},
+        metrics={k: v for k, v in metrics.items() if k not in ('data_time', 'time') and v == v},  # nan: not there
         protocol=config.get('protocol', TASK_OF_METRIC[metric]),
         preset=preset_of(config.model.get('backbone')),
         seed=int(meta.get('seed') or 0),
@@ -66,3 +68,26 @@ def record_of(runner: Runner, config: Config, checkpoint: str, metrics: dict[str
         stages=meta.get('beit_mm', {}).get('stages', []),
         seconds=round(seconds, 2),
     )
+
+
+def conclusion(
+    runner: Runner,
+    config: Config,
+    checkpoint: str,
+    metrics: dict[str, float],
+    seconds: float,
+    out: str | None = None,
+    records: str | None = None,
+) -> list[str]:
+    """Lines to print about a test; writes its metrics to `out` as JSON and its record below `records`, on one rank."""
+    if not is_main_process():
+        return []
+    # those of single classes are in the table of the log
+    shown = {name: v for name, v in metrics.items() if '.' not in name and not name.startswith(('data_time', 'time'))}
+    lines = [f'{name:>24}  {value:.4f}' for name, value in shown.items()]
+    if out:
+        there = {name: None if value != value else value for name, value in metrics.items()}  # JSON has no nan
+        Path(out).write_text(json.dumps(there, indent=1) + '\n')
+    if records:
+        lines.append(f'record: {write(record_of(runner, config, checkpoint, metrics, seconds), records)}')
+    return lines

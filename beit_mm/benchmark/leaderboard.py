@@ -177,9 +177,10 @@ def start_of(stages: Sequence[dict]) -> str:
 
 
 def baseline_of(protocol: str) -> str:
-    """The protocol that a row is compared with: from scratch, with the same head."""
-    head = protocol.partition(', ')[0]
-    return f'{head}, {BASELINE}' if head in HEADS else BASELINE
+    """The protocol that a row is compared with: from scratch, with the same head, at the same size and scales."""
+    parts = protocol.split(', ')
+    head = [part for part in parts[:1] if part in HEADS]
+    return ', '.join([*head, BASELINE, *(part for part in parts[1:] if part == MULTI_SCALE or part.endswith(' px'))])
 
 
 def rows(records: Sequence[Record]) -> list[Row]:
@@ -203,7 +204,7 @@ def rows(records: Sequence[Record]) -> list[Row]:
             for name in EXTRA.get(key[0], ())
             if all(name in r.metrics for r in found.values())
         }
-        delta = None if best is None or key[6].endswith(BASELINE) else _delta(values[key], best)
+        delta = None if best is None or BASELINE in key[6].split(', ') else _delta(values[key], best)
         by_seed = tuple(found[seed] for seed in sorted(found))
         made.append(Row(*key, values=values[key], extra=extra, delta=delta, records=by_seed))
     order = list(TITLES)

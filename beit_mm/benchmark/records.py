@@ -92,7 +92,7 @@ def check(record: dict, where: str | Path) -> None:
 
 def write(record: Record, root: str | os.PathLike) -> Path:
     """Write to root/<task>/<config>/<digest>.json; the same evaluation again is another file."""
-    text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True)
+    text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, allow_nan=False)
     name = f'seed{record.seed}_{hashlib.sha256(text.encode()).hexdigest()[:12]}.json'
     path = Path(root) / record.task / record.config / name
     path.parent.mkdir(parents=True, exist_ok=True)

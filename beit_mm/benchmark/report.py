@@ -191,7 +191,7 @@ def demo_report(root: str | Path, out: str | Path) -> Path:
     first = {stage['name']: stage for stage in reversed(stages)}  # the first seed's
     kinds = {s['kind']: s for s in first.values()}
     segmentors = {s['protocol']: s for s in first.values() if s['kind'] == 'segmentation'}
-    segmentors = dict(sorted(segmentors.items(), key=lambda item: item[0].endswith(BASELINE)))
+    segmentors = dict(sorted(segmentors.items(), key=lambda item: BASELINE in item[0]))
     pretrain = kinds.get('pretrain')
     unfinished = [f'{s["name"]} (seed {s["seed"]})' for s in index['stages'] if not s['checkpoint']]
     note = index.get('note', '') + (f' Not finished: {", ".join(unfinished)}.' if unfinished else '')

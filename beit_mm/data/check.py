@@ -50,6 +50,8 @@ class _Look:
             return str(error), None
         except Exception as error:  # of any project's loader
             return f'{name}: {type(error).__name__}: {error}', None
+        if 'gt_seg_map' not in info:
+            return '', None
         mask, shape = np.asarray(info['gt_seg_map']), info.get('ori_shape')
         if mask.ndim != 2:
             return f'{name}: the mask has {mask.shape[2]} bands, and a mask has one number per pixel', None
@@ -118,6 +120,8 @@ def _check_part(dataset, num_classes: int, what: str, report: Report, sample: in
     if reasons:
         shown = '\n          '.join(reasons[:5]) + (f'\n          {len(reasons) - 5} more' if len(reasons) > 5 else '')
         report.problem(f'{what}: {len(reasons)} are unfit:\n          {shown}', 'mend or remove them')
+    if not reason.histograms and not reasons:
+        report.fact(f'{what}: no step of the pipeline named Load... gives masks: they are not looked at')
     if reason.histograms:
         _check_histogram(reason.histograms, classes, num_classes, what, report, count, ignore)
 
@@ -167,4 +171,37 @@ def _check_histogram(
         report.problem(
             f'{what}: every pixel that counts is {names[int(order[0])]}: there is nothing to tell apart',
             'for black and white masks, whose 255 is taken for "ignored": beit_mm.MaskFolder with mask_values=(0, 255)',
+        )
+
+
+TRIED = 8  # samples that go through a whole test pipeline
+
+
+def check_pipeline(dataset, batch_size: int, what: str, report: Report) -> None:
+    """Put into the report what the first evaluation would stumble over, after hours of training.
+
+    Masks that were resized with their images, and images of different sizes in one batch.
+    """
+    sizes = set()
+    for index in range(min(TRIED, len(dataset))):
+        try:
+            sample = dataset[index]
+        except Exception as error:  # of any project's pipeline; `check_dataset` has the words for a bad mask
+            report.problem(f'{what}: image {index} does not go through the pipeline: {error}', 'mend one of them')
+            return
+        if not isinstance(sample, dict) or not hasattr(sample.get('data_samples'), 'metainfo'):
+            return  # packed by another project's means, or several views
+        sizes.add(tuple(sample['inputs'].shape[1:]))
+        truth, shape = sample['data_samples'].get('gt_sem_seg'), sample['data_samples'].metainfo.get('ori_shape')
+        if truth is not None and shape is not None and tuple(truth.shape) != tuple(shape[:2]):
+            report.problem(
+                f'{what}: a mask comes out as {tuple(truth.shape)} (height, width), its image was {tuple(shape[:2])}: a '
+                f'prediction is judged at the size of the image',
+                'load masks after the resizing, as the last step before PackSegInputs',
+            )
+            return
+    if batch_size > 1 and len(sizes) > 1:
+        report.problem(
+            f'{what}: batch_size={batch_size}, and images come out in different sizes: {few(sorted(sizes))}',
+            f'{what}_dataloader.batch_size=1',
         )

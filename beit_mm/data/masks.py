@@ -45,7 +45,7 @@ def read_mask(path: str, backend_args: dict | None = None) -> np.ndarray:
     content = fileio.get(path, backend_args=backend_args)
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image).astype(np.int64)
+            return np.asarray(image.getchannel('L') if image.mode == 'LA' else image).astype(np.int64)
     except Exception as error:  # damaged bytes make decoders raise anything
         reason = str(error) if content and not isinstance(error, Image.UnidentifiedImageError) else 'of no known format'
         raise UnreadableImage(f'{path}: not a readable mask ({reason})') from error
@@ -58,8 +58,9 @@ def _values(array: np.ndarray) -> str:
     return shown + (f' and {len(found) - SHOWN_VALUES} more' if len(found) > SHOWN_VALUES else '')
 
 
-def to_classes(array: np.ndarray, mask_values: Sequence, path: str) -> np.ndarray:
-    """Numbers (H, W) or colours (H, W, 3) -> the places that they have in `mask_values`; 255 that is not there stays.
+def to_classes(array: np.ndarray, mask_values: Sequence, path: str, ignored: Sequence = ()) -> np.ndarray:
+    """Numbers (H, W) or colours (H, W, 3) -> the places that they have in `mask_values`; 255 for the `ignored`, and for
+    255 itself where nothing else is said of it.
 
     Raises MaskError for any other number or colour.
     """
@@ -68,19 +69,23 @@ def to_classes(array: np.ndarray, mask_values: Sequence, path: str) -> np.ndarra
         kinds = 'colours', f'numbers ({_values(array)})'
         named, held = kinds if coloured else ('numbers', f'colours ({_values(array)})')
         raise MaskError(f'{path}: holds {held}, and mask_values={list(mask_values)} are {named}')
+    wanted, unwanted = np.asarray(mask_values), np.asarray(ignored)
     if coloured:
-        array, wanted = (_joined(np.asarray(a)[..., :3]) for a in (array, mask_values))
-    else:
-        wanted = np.asarray(mask_values)
+        array, wanted = _joined(array), _joined(wanted)
+        unwanted = _joined(unwanted) if len(ignored) else unwanted
     classes = np.full(array.shape, -1)
     if not coloured and IGNORED not in mask_values:
         classes[array == IGNORED] = IGNORED
     for index, value in enumerate(wanted):
         classes[array == value] = index
+    classes[np.isin(array, unwanted)] = IGNORED
     if (classes < 0).any():
         strange = array[classes < 0]
         strange = np.stack([strange >> 16, strange >> 8 & 255, strange & 255], axis=-1)[None] if coloured else strange
-        raise MaskError(f'{path}: holds {_values(strange)}, which mask_values={list(mask_values)} do not name')
+        raise MaskError(
+            f'{path}: holds {_values(strange)}, which mask_values={list(mask_values)} do not name; what is not to count: '
+            f'ignored_values=(...)'
+        )
     return classes
 
 
@@ -103,7 +108,14 @@ class LoadMask(BaseTransform):
         self.backend_args = backend_args
 
     def transform(self, results: dict) -> dict:
-        path = results['seg_map_path']
+        path = results.get('seg_map_path')
+        if path is None:
+            if results.get('without_masks'):
+                return results  # a test set to predict for
+            raise MaskError(
+                f'{results.get("img_path")}: the data set names no mask for it: '
+                f"data_prefix=dict(img_path='...', seg_map_path='...')"
+            )
         mask = read_mask(path, self.backend_args)
         shape = results.get('ori_shape')
         if shape is not None and mask.shape[:2] != tuple(shape[:2]):
@@ -113,7 +125,7 @@ class LoadMask(BaseTransform):
             )
         values = results.get('mask_values')
         if values is not None:
-            mask = to_classes(mask, values, path)
+            mask = to_classes(mask, values, path, results.get('ignored_values') or ())
         elif mask.ndim == 3:
             raise MaskError(
                 f'{path}: is a picture of {mask.shape[2]} bands, and a mask has one number per pixel. Colours '
@@ -123,7 +135,7 @@ class LoadMask(BaseTransform):
         if results.get('reduce_zero_label'):
             mask = np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
         self._check(mask, results, path)
-        if results.get('label_map') is not None:
+        if values is None and results.get('label_map') is not None:  # mask_values are of the chosen classes
             table = np.full(IGNORED + 1, IGNORED)
             table[list(results['label_map'])] = list(results['label_map'].values())
             mask = table[mask]
@@ -134,7 +146,8 @@ class LoadMask(BaseTransform):
     @staticmethod
     def _check(mask: np.ndarray, results: dict, path: str) -> None:
         """Ids beyond the classes of the files: those that `label_map` chooses from, else the data set's."""
-        number = len(results['label_map']) if results.get('label_map') else results.get('num_classes')
+        chosen = results.get('mask_values') is None and results.get('label_map')
+        number = len(results['label_map']) if chosen else results.get('num_classes')
         number = IGNORED if number is None else number
         outside = (mask != IGNORED) & ((mask >= number) | (mask < 0))
         if not outside.any():
@@ -166,6 +179,7 @@ class MaskFolder(BaseSegDataset):
     ann_file: a list of the names to take, one per line, with or without their ending; default all.
     mask_values: what the mask files hold for the classes, in the order of the classes: numbers, as (0, 255) of black
         and white masks, or colours [(r, g, b), ...]. Default: the index of the class.
+    ignored_values: numbers or colours beside them that do not count, such as the border of VOC's objects.
     reduce_zero_label: the files have 0 for what does not count and 1 for the first class.
 
     `beit_mm.LoadMask` reads the masks. Raises MaskError for images without masks, masks without images, and none.
@@ -177,6 +191,7 @@ class MaskFolder(BaseSegDataset):
         img_suffix: str = '',
         seg_map_suffix: str = '',
         mask_values: Sequence | None = None,
+        ignored_values: Sequence = (),
         reduce_zero_label: bool = False,
         **kwargs,
     ) -> None:
@@ -185,14 +200,18 @@ class MaskFolder(BaseSegDataset):
                 'MaskFolder: mask_values say what each class is in the files, so there is nothing to reduce: leave '
                 'reduce_zero_label=True out'
             )
-        if mask_values is not None and len({np.isscalar(value) for value in mask_values}) != 1:
-            raise ValueError(f'MaskFolder: mask_values={mask_values!r} must be numbers only, or colours (r, g, b) only')
-        self.mask_values = mask_values
+        if mask_values is not None:
+            _check_values(mask_values, ignored_values)
+        elif ignored_values:
+            raise ValueError('MaskFolder: ignored_values go with mask_values, the numbers or colours of the classes')
+        self.mask_values, self.ignored_values = mask_values, ignored_values
         options = dict(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce_zero_label)
         super().__init__(*args, **options, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         classes = self._metainfo.get('classes')
+        if isinstance(classes, str):
+            raise ValueError(f'MaskFolder: metainfo.classes={classes!r} must be a list of names')
         if classes is not None and len(classes) > IGNORED:
             raise ValueError(f'MaskFolder: {len(classes)} classes; at most {IGNORED}, as {IGNORED} is what is ignored')
         if self.mask_values is not None and len(self.mask_values) != len(classes or ()):
@@ -203,7 +222,8 @@ class MaskFolder(BaseSegDataset):
         images = _by_name(image_folder, self.img_suffix)
         if not images:
             kinds = self.img_suffix or ', '.join(EXTENSIONS)
-            raise MaskError(f'{image_folder}: {_lacking(image_folder)}: no image that ends in {kinds}')
+            there = 'no image in it' if os.path.isdir(image_folder) else 'there is no such folder, of images'
+            raise MaskError(f'{image_folder}: {there} that ends in {kinds}')
         masks = _by_name(mask_folder, self.seg_map_suffix) if mask_folder else None
         names = self._listed(images) if self.ann_file else sorted(images)
         if masks is not None:
@@ -212,6 +232,8 @@ class MaskFolder(BaseSegDataset):
             label_map=self.label_map,
             reduce_zero_label=self.reduce_zero_label,
             mask_values=self.mask_values,
+            ignored_values=self.ignored_values,
+            without_masks=masks is None and self.test_mode,
             num_classes=len(classes) if classes is not None else None,
         )
         found = [dict(img_path=images[name], seg_fields=[], **shared) for name in names]
@@ -233,6 +255,8 @@ class MaskFolder(BaseSegDataset):
                     f'{self.ann_file}, line {number}: {line.strip()!r} is no image below {self.data_prefix["img_path"]}'
                 )
             names.append(name)
+        if not names:
+            raise MaskError(f'{self.ann_file}: lists no image')
         return names
 
 
@@ -240,18 +264,27 @@ def _by_name(folder: str, suffix: str) -> dict[str, str]:
     """{path below the folder, without its ending: path} of its pictures. Raises MaskError for two of one name."""
     found: dict[str, str] = {}
     for path in images_below(Path(folder)):
-        if not path.endswith(suffix):
+        if not path.lower().endswith(suffix.lower()):
             continue
         below = os.path.relpath(path, folder)
-        name = below.removesuffix(suffix) if suffix else os.path.splitext(below)[0]
+        name = below[: -len(suffix)] if suffix else os.path.splitext(below)[0]
         if name in found:
             raise MaskError(f'{path} and {found[name]}: two files of one name; say which by img_suffix, seg_map_suffix')
         found[name] = path
     return found
 
 
-def _lacking(folder: str) -> str:
-    return 'nothing that is meant' if os.path.isdir(folder) else 'there is no such folder'
+def _check_values(mask_values: Sequence, ignored: Sequence) -> None:
+    """Raise ValueError unless these are different numbers, or different colours (r, g, b)."""
+    every = [*mask_values, *ignored] if isinstance(mask_values, (list, tuple)) else [None]
+    plain = [tuple(v) if isinstance(v, (list, tuple)) else v for v in every]
+    numbers = all(isinstance(v, int) for v in plain)
+    colours = all(isinstance(v, tuple) and len(v) == 3 and all(isinstance(c, int) for c in v) for v in plain)
+    if not (numbers or colours) or len(set(plain)) < len(plain):
+        raise ValueError(
+            f'MaskFolder: mask_values={mask_values!r}, ignored_values={ignored!r} must be numbers only, or colours '
+            f'(r, g, b) only, each once'
+        )
 
 
 def _check_pairs(names: Sequence[str], masks: dict[str, str], images: str, folder: str, whole: bool) -> None:
@@ -259,7 +292,8 @@ def _check_pairs(names: Sequence[str], masks: dict[str, str], images: str, folde
     bare = [name for name in names if name not in masks]
     left = sorted(masks.keys() - set(names)) if whole else []
     if bare:
-        hint = f'; masks there are named {few(sorted(masks))}' if masks else f': {_lacking(folder)}'
+        empty = 'which has none' if os.path.isdir(folder) else 'which is not there'
+        hint = f'; masks there are named {few(sorted(masks))}' if masks else f', {empty}'
         raise MaskError(
             f'{images}: {len(bare)} of {len(names)} images have no mask below {folder}: {few(bare)}{hint}. Masks have '
             f"their image's name; if theirs ends otherwise: seg_map_suffix, such as '_mask.png'"

@@ -103,10 +103,14 @@ def check_images(report: Report, paths: list[str], scope: Scope, what: str) -> N
 
 
 def images_below(folder: Path) -> list[str]:
-    """Paths of all images below a folder, sorted; hidden files and folders are left out."""
-    found = []
-    for at, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith('.')]
+    """Paths of all images below a folder, sorted, through links too; hidden files and folders are left out."""
+    found, visited = [], set()
+    for at, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(at) in visited:  # two ways to one folder, or a link to where it is
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(at))
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
         found += [
             os.path.join(at, name) for name in files if not name.startswith('.') and name.lower().endswith(EXTENSIONS)
         ]

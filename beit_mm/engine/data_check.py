@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data.check import SAMPLE, check_dataset
+from ..data.check import SAMPLE, check_dataset, check_pipeline
 from ..data.masks import IGNORED
 from ..data.verify import Report
 from ..registry import HOOKS
@@ -43,6 +43,7 @@ class DataCheckHook(Hook):
         if head is None:
             return
         check_batch(head, runner.train_dataloader.batch_size)
+        head = head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade's last one predicts
         if self.sample == 0:
             return
         found = [self._problems(runner, head) if is_main_process() else None]
@@ -57,6 +58,9 @@ class DataCheckHook(Hook):
             sets['val'] = runner.val_loop.dataloader.dataset
         for what, dataset in sets.items():
             check_dataset(dataset, head.num_classes, what, report, self.sample, head.ignore_index)
+        if runner.val_loop is not None:
+            loader = runner.val_loop.dataloader
+            check_pipeline(loader.dataset, loader.batch_size, 'val', report)
         for fact in report.facts:
             runner.logger.info(f'data: {fact}')
         return '\n'.join(f'{what}\n    do:  {remedy}' for what, remedy in report.problems)
@@ -72,13 +76,18 @@ def check_data_of(config: Config, sample: int | None = None) -> Report:
         raise ConfigError(
             f'{config.filename}: has no model.decode_head: it segments nothing, and has no masks to check'
         )
+    head = head[-1] if isinstance(head, (list, tuple)) else head
     report = Report()
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
         for what in ('train', 'val', 'test'):
             description = (config.get(f'{what}_dataloader') or {}).get('dataset')
-            if description and not (what == 'test' and description == config.val_dataloader.dataset):
+            if description and not (
+                what == 'test' and description == (config.get('val_dataloader') or {}).get('dataset')
+            ):
                 dataset = DATASETS.build(description)
                 check_dataset(dataset, head.num_classes, what, report, sample, head.get('ignore_index', IGNORED))
+                if what != 'train':
+                    check_pipeline(dataset, config[f'{what}_dataloader'].get('batch_size', 1), what, report)
     return report
 
 

@@ -25,7 +25,7 @@ from ..compat import CONFIG_ROOT
 from .amp import with_amp
 from .checkpointing import TO_EVALUATE, latest_checkpoint, model_of, warn_of_preprocessing
 from .configs import ConfigError
-from .device import suit_device
+from .device import plain_norms, suit_device
 
 SAFETY_HOOKS = [
     dict(type='beit_mm.PlainCheckpointHook'),
@@ -91,7 +91,7 @@ def prepare(
             raise CheckpointError(f'{error}{made_by(config.load_from)}') from error
     if amp:
         config.optim_wrapper = with_amp(config.optim_wrapper, amp)
-    suit_device(config, distributed=launcher != 'none')
+    suit_device(config)
     if no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if auto_scale_lr:
@@ -163,11 +163,21 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
+def built(config: Config) -> Runner:
+    """The config's Runner, whose norms are synchronised over ranks where that can be."""
+    runner = Runner.from_cfg(config)
+    if not torch.cuda.is_available() and plain_norms(model_of(runner)):
+        runner.logger.warning(
+            'norms are not synchronised over ranks: that needs CUDA. Each rank normalises its own images'
+        )
+    return runner
+
+
 def run(config: Config, **wishes) -> Runner:
     """Train what a checked config describes. `wishes` are `prepare`'s arguments."""
     terse_terminal()
     config = prepare(config, **wishes)
-    runner = Runner.from_cfg(config)
+    runner = built(config)
     runner.logger.info(f'seed {config.randomness["seed"]}, work_dir {config.work_dir}')
     started = time.perf_counter()
     runner.train()
@@ -183,8 +193,9 @@ def with_tta(config: Config) -> None:
     lacking = [key for key in ('tta_model', 'tta_pipeline') if config.get(key) is None]
     if lacking:
         raise ConfigError(f'{config.filename}: --tta needs {" and ".join(lacking)} in it, as the ADE20K configs have')
-    innermost(config.test_dataloader.dataset).pipeline = config.tta_pipeline
-    config.protocol = f'{config.get("protocol", "fine-tune")}, multi-scale and flip'
+    for part in parts_of(config.test_dataloader.dataset):
+        part['pipeline'] = config.tta_pipeline
+    config.protocol = f'{config.get("protocol", "segmentation")}, multi-scale and flip'
 
 
 def merging(config: Config, model: torch.nn.Module) -> torch.nn.Module:
@@ -193,11 +204,13 @@ def merging(config: Config, model: torch.nn.Module) -> torch.nn.Module:
         return MODELS.build(dict(config.tta_model, module=model))
 
 
-def innermost(dataset: dict) -> dict:
-    """Of a data set in wrappers, the config of the one that has the pipeline."""
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
+def parts_of(dataset: dict) -> list[dict]:
+    """Of a data set in wrappers (repeated, concatenated), the configs of those that have the pipelines."""
+    if 'pipeline' not in dataset and 'datasets' in dataset:
+        return [part for one in dataset['datasets'] for part in parts_of(one)]
+    if 'pipeline' not in dataset and 'dataset' in dataset:
+        return parts_of(dataset['dataset'])
+    return [dataset]
 
 
 def evaluate(
@@ -220,8 +233,8 @@ def evaluate(
     config.train_dataloader = config.train_cfg = config.optim_wrapper = config.param_scheduler = None
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     config.visualizer = None
-    runner = Runner.from_cfg(config)
-    load_whole(runner.model, config, checkpoint)
+    runner = built(config)
+    load_whole(model_of(runner), config, checkpoint)
     runner.cfg.load_from = runner._load_from = None
     runner._has_loaded = True
     model = runner.model
@@ -265,6 +278,9 @@ def _write_traceback(text: str) -> str:
     return file.name
 
 
+MOST_LINES = 10  # of an error, on the terminal
+
+
 def door(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a tool's main: a mistake ends in a few lines on stderr and exit code 1, its traceback in a log file."""
 
@@ -280,7 +296,9 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
                 place = _write_traceback(traceback.format_exc())
                 ours = type(error).__module__.startswith('beit_mm')
                 kind = '' if ours or isinstance(error, OSError) else f'{type(error).__name__}: '
-                message = '\n'.join(str(error).strip().splitlines()[:10])
+                lines = str(error).strip().splitlines()
+                more = [f'... {len(lines) - MOST_LINES} lines more, in the log'] if len(lines) > MOST_LINES else []
+                message = '\n'.join([*lines[:MOST_LINES], *more])
                 print(f'\nerror: {kind}{message}\n(the traceback is in {place})', file=sys.stderr)
             sys.stdout.flush()
             sys.stderr.flush()

@@ -25,7 +25,7 @@ def areas(
     if prediction.shape != truth.shape:
         raise ValueError(
             f'{name}: its mask is {tuple(truth.shape)} pixels (height, width), what was predicted for its image '
-            f'{tuple(prediction.shape)}'
+            f'{tuple(prediction.shape)}: in a test pipeline masks are loaded after the resizing'
         )
     counted = truth != ignore
     truth, prediction = truth[counted].long(), prediction[counted].long()
@@ -98,6 +98,7 @@ class IoUMetric(BaseMetric):
         if format_only and not output_dir:
             raise ValueError('IoUMetric: format_only=True writes predictions and nothing else: give output_dir')
         self.output_dir, self.format_only = output_dir and Path(output_dir), format_only
+        self.written: dict[Path, str] = {}
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
@@ -117,6 +118,8 @@ class IoUMetric(BaseMetric):
     def _write(self, prediction: torch.Tensor, sample: dict) -> None:
         mask = prediction.cpu().numpy() + int(bool(sample.get('reduce_zero_label')))
         path = self.output_dir / f'{Path(sample["img_path"]).stem}.png'
+        if self.written.setdefault(path, sample['img_path']) != sample['img_path']:
+            raise ValueError(f'{sample["img_path"]} and {self.written[path]}: both would be written to {path}')
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask.astype(np.uint8 if mask.max() < 256 else np.uint16)).save(path)
 

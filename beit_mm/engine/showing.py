@@ -16,7 +16,7 @@ from .checkpointing import model_of
 
 @HOOKS.register_module()
 class ShowSegmentationHook(Hook):
-    """Writes out_dir/<name of the image>.png while testing: image, prediction and truth, with a legend.
+    """Writes out_dir/<the image, below its data set's folder>.png while testing: image, prediction, truth, legend.
 
     interval: every how many batches. Without a palette of the data set, colours are made up.
     """
@@ -40,17 +40,24 @@ class ShowSegmentationHook(Hook):
         inputs = data_batch['inputs']
         inputs = inputs[0] if isinstance(inputs[0], (list, tuple)) else inputs  # of several views, the first
         for i, (image, sample) in enumerate(zip(inputs, outputs)):
-            masks = {'prediction': sample.pred_sem_seg.data.squeeze(0).cpu().numpy()}
+            masks = {'prediction': sample.pred_sem_seg.data.squeeze(0).long().cpu().numpy()}
             if 'gt_sem_seg' in sample:
                 masks['truth'] = sample.gt_sem_seg.data.squeeze(0).cpu().numpy()
             pixels = as_loaded(image, masks['prediction'].shape, flipped)
-            name = Path(str(sample.metainfo.get('img_path') or f'{batch_idx}_{i}'))
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            page = overlay.picture(pixels, masks, list(meta['classes']), meta.get('palette') or None)
-            page.save(self.out_dir / f'{name.stem}.png')
+            folder = getattr(runner.test_dataloader.dataset, 'data_prefix', {}).get('img_path') or ''
+            path = self.out_dir / name_of(sample.metainfo.get('img_path') or f'{batch_idx}_{i}', folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            overlay.picture(pixels, masks, list(meta['classes']), meta.get('palette') or None).save(path)
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         runner.logger.info(f'pictures: {self.out_dir}')
+
+
+def name_of(image: str, folder: str) -> Path:
+    """What a picture of an image is called: as the image is below its folder, or its name alone."""
+    path = Path(image)
+    below = path.relative_to(folder) if folder and path.is_relative_to(folder) else Path(path.name)
+    return below.with_suffix('.png')
 
 
 def as_loaded(image: torch.Tensor, size: tuple[int, int], flipped: bool) -> np.ndarray:

@@ -48,7 +48,7 @@ class EncoderDecoder(mmseg_models.EncoderDecoder):
         `mode='slide'` with `crop_size` and `stride`: logits of overlapping windows are averaged. An image smaller than
         a window is padded to it, as in training; mmseg feeds such an image as it is, which models of a fixed size
         refuse. `windows_per_batch` (default 4) windows go through the model at once: it changes speed and memory, and
-        the result by rounding only.
+        the result by rounding only; 1 is bit for bit mmseg's.
 
     Raises ValueError for a test_cfg that does not say these.
     """
@@ -68,6 +68,15 @@ class EncoderDecoder(mmseg_models.EncoderDecoder):
             self.windows_per_batch = self.test_cfg.get('windows_per_batch', 4)
             if not isinstance(self.windows_per_batch, int) or self.windows_per_batch < 1:
                 raise ValueError(f'EncoderDecoder: test_cfg.windows_per_batch={self.windows_per_batch!r} must be >= 1')
+
+    def test_step(self, data: dict) -> list:
+        sizes = {tuple(image.shape[1:]) for image in data['inputs']}
+        if len(sizes) > 1:
+            raise ValueError(
+                f'EncoderDecoder: a batch of images of different sizes ({", ".join(map(str, sorted(sizes)))}): take '
+                f'batch_size=1 to test and to predict'
+            )
+        return super().test_step(data)
 
     def inference(self, inputs: torch.Tensor, batch_img_metas: list[dict]) -> torch.Tensor:
         """Logits (B, classes, H, W) for images (B, C, H, W)."""
