@@ -8,6 +8,9 @@ TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='beit_mm',
 DATA_SAMPLERS = root.Registry('data sampler', parent=root.DATA_SAMPLERS, scope='beit_mm', locations=['beit_mm.data'])
 METRICS = root.Registry('metric', parent=root.METRICS, scope='beit_mm', locations=['beit_mm.engine'])
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='beit_mm', locations=['beit_mm.engine'])
+MODEL_WRAPPERS = root.Registry(
+    'model_wrapper', parent=root.MODEL_WRAPPERS, scope='beit_mm', locations=['beit_mm.engine']
+)
 LOG_PROCESSORS = root.Registry(
     'log processor', parent=root.LOG_PROCESSORS, scope='beit_mm', locations=['beit_mm.engine']
 )

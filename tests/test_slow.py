@@ -1,5 +1,6 @@
 """What takes long: the whole road in a few steps, and a training that is killed and goes on. `make test-slow`."""
 
+import json
 import os
 import signal
 import subprocess
@@ -190,6 +191,13 @@ def test_segmentation_by_the_commands_of_ade20k(tmp_path):
     for said in (single, several):
         assert 'mIoU' in said
         assert 'per class, in percent:' in said
+    ranks = [*command[:-8], 'tools/test.py', SEGMENT, str(weights), '--launcher', 'pytorch', '--record']
+    ranks += [str(tmp_path / 'r2'), '--out', str(tmp_path / 'two.json'), '--work-dir', str(work), '--cfg-options']
+    done = subprocess.run([*ranks, *options], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (record,) = (tmp_path / 'r2').rglob('*.json')  # of two ranks one writes
+    assert f'mIoU  {json.loads((tmp_path / "two.json").read_text())["mIoU"]:.4f}' in single
+    assert json.loads(record.read_text())['value'] == json.loads((tmp_path / 'two.json').read_text())['mIoU']
     images = data / 'images' / 'validation'
     code, out, err = call('tools/test.py', SEGMENT, weights, '--images', images, '--out', masks, '--tta', *overrides)
     assert code == 0, err

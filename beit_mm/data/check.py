@@ -195,8 +195,8 @@ def check_pipeline(dataset, batch_size: int, what: str, report: Report) -> None:
         truth, shape = sample['data_samples'].get('gt_sem_seg'), sample['data_samples'].metainfo.get('ori_shape')
         if truth is not None and shape is not None and tuple(truth.shape) != tuple(shape[:2]):
             report.problem(
-                f'{what}: a mask comes out as {tuple(truth.shape)} (height, width), its image was {tuple(shape[:2])}: a '
-                f'prediction is judged at the size of the image',
+                f'{what}: a mask comes out as {tuple(truth.shape)} (height, width), its image was {tuple(shape[:2])}: '
+                f'a prediction is judged at the size of the image',
                 'load masks after the resizing, as the last step before PackSegInputs',
             )
             return

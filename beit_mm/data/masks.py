@@ -83,8 +83,8 @@ def to_classes(array: np.ndarray, mask_values: Sequence, path: str, ignored: Seq
         strange = array[classes < 0]
         strange = np.stack([strange >> 16, strange >> 8 & 255, strange & 255], axis=-1)[None] if coloured else strange
         raise MaskError(
-            f'{path}: holds {_values(strange)}, which mask_values={list(mask_values)} do not name; what is not to count: '
-            f'ignored_values=(...)'
+            f'{path}: holds {_values(strange)}, which mask_values={list(mask_values)} do not name; what '
+            f'is not to count: ignored_values=(...)'
         )
     return classes
 

@@ -6,8 +6,10 @@ import os
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
+from ..registry import MODEL_WRAPPERS
 from .amp import OF_MMENGINE, with_amp
 
 NEEDS_CUDA = ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', 'beit_mm.Fp16OptimWrapper')
@@ -30,6 +32,21 @@ def suit_device(config: Config) -> None:
             logger='current',
             level=logging.WARNING,
         )
+
+
+@MODEL_WRAPPERS.register_module()
+class DistributedOnCPU(MMDistributedDataParallel):
+    """Data parallel on CPUs: without device_ids, which mmengine's Runner passes and DDP refuses there, and without
+    synchronised norms, which torch has for CUDA only."""
+
+    def __init__(self, module: nn.Module, **options) -> None:
+        if plain_norms(module):
+            print_log(
+                'norms are not synchronised over ranks: that needs CUDA. Each rank normalises its own images',
+                logger='current',
+                level=logging.WARNING,
+            )
+        super().__init__(module, **{**options, 'device_ids': None, 'broadcast_buffers': False})
 
 
 def plain_norms(model: nn.Module) -> int:

@@ -25,7 +25,7 @@ from ..compat import CONFIG_ROOT
 from .amp import with_amp
 from .checkpointing import TO_EVALUATE, latest_checkpoint, model_of, warn_of_preprocessing
 from .configs import ConfigError
-from .device import plain_norms, suit_device
+from .device import suit_device
 
 SAFETY_HOOKS = [
     dict(type='beit_mm.PlainCheckpointHook'),
@@ -59,10 +59,7 @@ def prepare(
     check_writable(Path(config.work_dir))
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
-        # mmengine's Runner passes device_ids, which DDP refuses for modules on the CPU
-        config.setdefault(
-            'model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-        )
+        config.setdefault('model_wrapper_cfg', dict(type='beit_mm.DistributedOnCPU'))
     config.experiment_name = config.get('experiment_name') or name
     config.setdefault('randomness', {})
     if seed is not None:
@@ -163,21 +160,11 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def built(config: Config) -> Runner:
-    """The config's Runner, whose norms are synchronised over ranks where that can be."""
-    runner = Runner.from_cfg(config)
-    if not torch.cuda.is_available() and plain_norms(model_of(runner)):
-        runner.logger.warning(
-            'norms are not synchronised over ranks: that needs CUDA. Each rank normalises its own images'
-        )
-    return runner
-
-
 def run(config: Config, **wishes) -> Runner:
     """Train what a checked config describes. `wishes` are `prepare`'s arguments."""
     terse_terminal()
     config = prepare(config, **wishes)
-    runner = built(config)
+    runner = Runner.from_cfg(config)
     runner.logger.info(f'seed {config.randomness["seed"]}, work_dir {config.work_dir}')
     started = time.perf_counter()
     runner.train()
@@ -233,7 +220,7 @@ def evaluate(
     config.train_dataloader = config.train_cfg = config.optim_wrapper = config.param_scheduler = None
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     config.visualizer = None
-    runner = built(config)
+    runner = Runner.from_cfg(config)
     load_whole(model_of(runner), config, checkpoint)
     runner.cfg.load_from = runner._load_from = None
     runner._has_loaded = True
