@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..checkpoints.load import CheckpointError, read, state_dict_of
 from ..data import embedded
 from ..engine.configs import load_config
+from ..engine.overlay import as_rgb
+from ..engine.showing import as_loaded
 from ..ops.pixels import unpatchify
 from . import attention
 
@@ -130,8 +132,9 @@ def segmentation_panel(named: dict[str, tuple[Config, BaseModel]], indices: list
     for name, (config, model) in named.items():
         samples = test_samples(config, indices)
         batch = dict(inputs=[s['inputs'] for s in samples], data_samples=[s['data_samples'] for s in samples])
-        images = [s['inputs'].permute(1, 2, 0).expand(-1, -1, 3).numpy() for s in samples]
         truths = [s['data_samples'].gt_sem_seg.data[0].numpy() for s in samples]
+        flipped = model.data_preprocessor.channel_conversion
+        images = [as_rgb(as_loaded(s['inputs'], t.shape, flipped)) for s, t in zip(samples, truths, strict=True)]
         guesses = [r.pred_sem_seg.data[0].numpy() for r in model.test_step(batch)]
 
         def over(maps: list[np.ndarray], images: list[np.ndarray] = images) -> list[np.ndarray]:

@@ -97,6 +97,8 @@ def _segmentations(named: dict[str, dict]) -> str:
 
 def _attention(stage: dict) -> str:
     config, model = panels.load_stage(stage)
+    if config.test_dataloader.dataset.type != 'beit_mm.EmbeddedScenes':
+        return '<p class="note">Not here: it needs the masks of the images, which these lie without.</p>'
     picture, numbers = panels.attention_panel(config, model, SHOWN)
     text = (
         f'<p>Where the red patch looks, in the last block of the pre-trained backbone. The patches that hold 60 % of '
