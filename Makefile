@@ -22,10 +22,10 @@ demo: .venv/installed
 	$(MALLOC) $(BIN)/python tools/benchmark.py configs/suites/miniature.py --seeds $(SEEDS) $(if $(FAST),--fast)
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -584,6 +584,7 @@ print('losses', *runner.message_hub.get_scalar('train/loss').data[0])
 """
 
 
+@pytest.mark.slow
 def test_imported_twice_in_two_processes_at_once(tmp_path):
     """As the projects' own tools/train.py do it, in fresh processes that start together."""
     running = []
