@@ -41,6 +41,7 @@ from .engine import overlay
 from .engine.configs import load_config
 from .engine.errors import ConfigError
 from .engine.launch import load_whole, merging, parts_of, with_tta
+from .engine.showing import name_of
 
 Images = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
 
@@ -445,9 +446,9 @@ def _write_csv(rows: list[dict], lost: list[dict], classes: tuple | None, out: P
 
 def _write_png(picture: Image.Image, image: str | int, images: Images, out: Path, written: set[Path]) -> Path:
     """Save a picture of an image below `out` under the image's name; ValueError for a second one of one name."""
-    name = Path(f'{image:06d}' if isinstance(image, int) else image)  # arrays are called by their place
-    below = name.relative_to(images) if isinstance(images, (str, Path)) and os.path.isdir(images) else Path(name.name)
-    path = out / below.with_suffix('.png')
+    folder = str(images) if isinstance(images, (str, Path)) and os.path.isdir(images) else ''
+    name = f'{image:06d}' if isinstance(image, int) else image  # arrays are called by their place
+    path = out / name_of(name, folder)
     if path in written:
         raise ValueError(f'{image}: {path} is written already, for an image of the same name')
     path.parent.mkdir(parents=True, exist_ok=True)

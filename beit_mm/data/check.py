@@ -31,51 +31,40 @@ def parts_of(dataset) -> Iterator[BaseDataset]:
 
 
 class _Look:
-    """One image of a data set, through the loading steps of its own pipeline: what is wrong, and its histogram."""
+    """At one image after the other of a data set, through the loading steps of its own pipeline."""
 
     def __init__(self, dataset: BaseDataset) -> None:
         self.dataset = dataset
         self.loaders = [step for step in dataset.pipeline.transforms if type(step).__name__.startswith('Load')]
+        self.histograms: dict[int, np.ndarray] = {}  # pixels per id, of the masks that are fit
 
-    def __call__(self, index: int) -> tuple[str, np.ndarray | None]:
-        """(why it is unfit or '', pixels per id)."""
+    def __call__(self, index: int) -> str:
+        """Why an image or its mask is unfit, '' if it is not; the histogram of a fit one is kept."""
         info = self.dataset.get_data_info(index)
         name = info.get('seg_map_path') or info.get('img_path')
         try:
             for step in self.loaders:
                 info = step(info)
                 if info is None:  # a loader that skips what it cannot read
-                    return '', None
+                    return ''
         except (MaskError, UnreadableImage, OSError) as error:
-            return str(error), None
+            return str(error)
         except Exception as error:  # of any project's loader
-            return f'{name}: {type(error).__name__}: {error}', None
+            return f'{name}: {type(error).__name__}: {error}'
         if 'gt_seg_map' not in info:
-            return '', None
+            return ''
         mask, shape = np.asarray(info['gt_seg_map']), info.get('ori_shape')
         if mask.ndim != 2:
-            return f'{name}: the mask has {mask.shape[2]} bands, and a mask has one number per pixel', None
+            return f'{name}: the mask has {mask.shape[2]} bands, and a mask has one number per pixel'
         if shape is not None and mask.shape != tuple(shape[:2]):
             return (
                 f'{name}: the mask is {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image '
                 f'{shape[0]} x {shape[1]}'
-            ), None
+            )
         if mask.min() < 0 or mask.max() >= MOST:
-            return f'{name}: holds the ids {mask.min()} to {mask.max()}', None
-        return '', np.bincount(mask.ravel(), minlength=IGNORED + 1)
-
-
-class _Reason:
-    """`_Look` for `check_each`: keeps the histograms, gives the reason."""
-
-    def __init__(self, dataset: BaseDataset) -> None:
-        self.look, self.histograms = _Look(dataset), {}
-
-    def __call__(self, index: int) -> str:
-        why, histogram = self.look(index)
-        if histogram is not None:
-            self.histograms[index] = histogram
-        return why
+            return f'{name}: holds the ids {mask.min()} to {mask.max()}'
+        self.histograms[index] = np.bincount(mask.ravel(), minlength=IGNORED + 1)
+        return ''
 
 
 def check_dataset(
@@ -115,15 +104,15 @@ def _check_part(dataset, num_classes: int, what: str, report: Report, sample: in
         )
     if files:
         return
-    reason = _Reason(dataset)
-    reasons = check_each(report, reason, list(range(count)), Scope(sample), f'{what}: images with masks')
+    look = _Look(dataset)
+    reasons = check_each(report, look, list(range(count)), Scope(sample), f'{what}: images with masks')
     if reasons:
         shown = '\n          '.join(reasons[:5]) + (f'\n          {len(reasons) - 5} more' if len(reasons) > 5 else '')
         report.problem(f'{what}: {len(reasons)} are unfit:\n          {shown}', 'mend or remove them')
-    if not reason.histograms and not reasons:
+    if not look.histograms and not reasons:
         report.fact(f'{what}: no step of the pipeline named Load... gives masks: they are not looked at')
-    if reason.histograms:
-        _check_histogram(reason.histograms, classes, num_classes, what, report, count, ignore)
+    if look.histograms:
+        _check_histogram(look.histograms, classes, num_classes, what, report, count, ignore)
 
 
 def _check_histogram(

@@ -249,7 +249,7 @@ class MaskFolder(BaseSegDataset):
             if not name:
                 continue
             if name not in images:
-                name = name.removesuffix(self.img_suffix) if self.img_suffix else os.path.splitext(name)[0]
+                name = _without_ending(name, self.img_suffix)
             if name not in images:
                 raise MaskError(
                     f'{self.ann_file}, line {number}: {line.strip()!r} is no image below {self.data_prefix["img_path"]}'
@@ -260,6 +260,13 @@ class MaskFolder(BaseSegDataset):
         return names
 
 
+def _without_ending(name: str, suffix: str) -> str:
+    """Without `suffix`, in capitals or not, where it ends so; without any ending where suffix is ''."""
+    if not suffix:
+        return os.path.splitext(name)[0]
+    return name[: -len(suffix)] if name.lower().endswith(suffix.lower()) else name
+
+
 def _by_name(folder: str, suffix: str) -> dict[str, str]:
     """{path below the folder, without its ending: path} of its pictures. Raises MaskError for two of one name."""
     found: dict[str, str] = {}
@@ -267,7 +274,7 @@ def _by_name(folder: str, suffix: str) -> dict[str, str]:
         if not path.lower().endswith(suffix.lower()):
             continue
         below = os.path.relpath(path, folder)
-        name = below[: -len(suffix)] if suffix else os.path.splitext(below)[0]
+        name = _without_ending(below, suffix)
         if name in found:
             raise MaskError(f'{path} and {found[name]}: two files of one name; say which by img_suffix, seg_map_suffix')
         found[name] = path

@@ -106,10 +106,11 @@ def images_below(folder: Path) -> list[str]:
     """Paths of all images below a folder, sorted, through links too; hidden files and folders are left out."""
     found, visited = [], set()
     for at, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(at) in visited:  # two ways to one folder, or a link to where it is
+        here = os.path.realpath(at)
+        if here in visited:  # two ways to one folder, or a link to where it is
             folders.clear()
             continue
-        visited.add(os.path.realpath(at))
+        visited.add(here)
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
         found += [
             os.path.join(at, name) for name in files if not name.startswith('.') and name.lower().endswith(EXTENSIONS)

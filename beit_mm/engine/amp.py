@@ -43,6 +43,10 @@ OF_MMENGINE = ('loss_scale', 'dtype', 'use_fsdp')
 def with_amp(optim_wrapper: dict, precision: str) -> dict:
     """The config of the optim wrapper that serves `--amp bf16|fp16`, whatever was there before."""
     if precision == 'bf16':
-        kept = {key: value for key, value in optim_wrapper.items() if key not in OF_MMENGINE}
-        return dict(kept, type='beit_mm.AmpOptimWrapper')
+        return without_scaler(optim_wrapper, 'beit_mm.AmpOptimWrapper')
     return dict(optim_wrapper, type='beit_mm.Fp16OptimWrapper')
+
+
+def without_scaler(optim_wrapper: dict, kind: str) -> dict:
+    """The config of an optim wrapper of another type, which has no loss scaler."""
+    return dict({key: value for key, value in optim_wrapper.items() if key not in OF_MMENGINE}, type=kind)

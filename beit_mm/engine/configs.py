@@ -95,9 +95,8 @@ def check_config(config: Config, path: str | Path) -> None:
             raise ConfigError(f'{path}: `{name}` is read by nobody; did you mean `{near[0]}`?')
     scope = config.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
-        read = {
-            key: value for key, value in config.to_dict().items() if key in known | OF_TTA
-        }  # the rest are helper variables
+        read = known | OF_TTA  # the rest are helper variables
+        read = {key: value for key, value in config.to_dict().items() if key in read}
         for where, node in _typed(read):
             _check_node(node, where, path, scope)
     check_schedules(config, path)

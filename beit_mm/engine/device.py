@@ -10,7 +10,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from ..registry import MODEL_WRAPPERS
-from .amp import OF_MMENGINE, with_amp
+from .amp import with_amp, without_scaler
 
 NEEDS_CUDA = ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', 'beit_mm.Fp16OptimWrapper')
 RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of torchrun, Slurm, MPI; before there is a group
@@ -24,8 +24,7 @@ def suit_device(config: Config) -> None:
     if str(wrapper.get('dtype')) in ('bfloat16', 'torch.bfloat16'):
         config.optim_wrapper = with_amp(wrapper, 'bf16')
         return
-    kept = {key: value for key, value in wrapper.items() if key not in OF_MMENGINE}
-    config.optim_wrapper = dict(kept, type='beit_mm.OptimWrapper')
+    config.optim_wrapper = without_scaler(wrapper, 'beit_mm.OptimWrapper')
     if next((os.environ[name] for name in RANKS if name in os.environ), '0') == '0':
         print_log(
             'fp16 needs a CUDA device, and there is none: training in float32. The CPU has bf16: --amp bf16',

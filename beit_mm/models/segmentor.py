@@ -59,11 +59,11 @@ class EncoderDecoder(mmseg_models.EncoderDecoder):
         if mode not in ('whole', 'slide'):
             raise ValueError(f'EncoderDecoder: test_cfg.mode={mode!r} is neither whole nor slide')
         if mode == 'slide':
-            crop, stride = (_two(name, self.test_cfg.get(name)) for name in ('crop_size', 'stride'))
-            if any(step > window for step, window in zip(stride, crop)):
+            self.crop, self.stride = (_two(name, self.test_cfg.get(name)) for name in ('crop_size', 'stride'))
+            if any(step > window for step, window in zip(self.stride, self.crop)):
                 raise ValueError(
-                    f'EncoderDecoder: test_cfg.stride={stride} is larger than crop_size={crop}: pixels between windows '
-                    f'would have no prediction'
+                    f'EncoderDecoder: test_cfg.stride={self.stride} is larger than crop_size={self.crop}: pixels '
+                    f'between windows would have no prediction'
                 )
             self.windows_per_batch = self.test_cfg.get('windows_per_batch', 4)
             if not isinstance(self.windows_per_batch, int) or self.windows_per_batch < 1:
@@ -93,9 +93,9 @@ class EncoderDecoder(mmseg_models.EncoderDecoder):
         return self._logits(padded)[..., :height, :width]
 
     def slide_inference(self, inputs: torch.Tensor, batch_img_metas: list[dict]) -> torch.Tensor:
-        (height, width), crop = inputs.shape[2:], _two('crop_size', self.test_cfg.crop_size)
+        (height, width), crop = inputs.shape[2:], self.crop
         inputs = padded_to(inputs, crop)
-        corners = window_corners(inputs.shape[2:], crop, _two('stride', self.test_cfg.stride))
+        corners = window_corners(inputs.shape[2:], crop, self.stride)
         total = inputs.new_zeros((len(inputs), self.out_channels, *inputs.shape[2:]))
         seen = inputs.new_zeros(inputs.shape[2:])
         for first in range(0, len(corners), self.windows_per_batch):
