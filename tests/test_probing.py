@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.registry import PARAM_SCHEDULERS
+from processes import TORCHRUN, call
 
 from beit_mm.checkpoints.load import read
 from beit_mm.data.datasets import EmbeddedScenes
@@ -236,9 +235,19 @@ def test_two_ranks_choose_as_one_would(tmp_path):
         'model.batch_norm': True, 'custom_hooks.0.held_out.dataset.percent': 4.5, 'test_dataloader.dataset.length': 51,
         'val_dataloader.dataset.length': 51,
     }  # fmt: skip
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', 'tools/train.py', LINEAR]
-    command += ['--launcher', 'pytorch', '--seed', '0', '--work-dir', str(tmp_path / 'two'), '--cfg-options']
-    subprocess.run([*command, *(f'{key}={value}' for key, value in options.items())], check=True, capture_output=True)
+    command = [
+        *TORCHRUN,
+        'tools/train.py',
+        LINEAR,
+        '--launcher',
+        'pytorch',
+        '--seed',
+        0,
+        '--work-dir',
+        tmp_path / 'two',
+    ]
+    code, _, err = call(*command, '--cfg-options', *(f'{key}={value}' for key, value in options.items()))
+    assert code == 0, err[-3000:]
     last = records(tmp_path / 'two')[-1]
     _, metrics, _ = evaluate(load_config(LINEAR, options), str(tmp_path / 'two/iter_4.pth'), work_dir=str(tmp_path))
     for key in metrics.keys() - {'time', 'data_time'}:

@@ -2,38 +2,32 @@
 
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from payload import Payload
+from processes import TORCHRUN, call, started
 from test_dvae import SMALL, views
-from test_tools import CLASSIFY, assert_mistake, call
+from test_tools import CLASSIFY, assert_mistake
 from torch.nn.parallel import DistributedDataParallel
 
 from beit_mm.models import DiscreteVAE
 
-ROOT = Path(__file__).parents[1]
 PRETRAIN = 'configs/pretrain/beit-mini-p8_pixels_1xb48-1500_embedded-64.py'
 
 
 @pytest.mark.slow
 def test_the_whole_road_in_a_few_steps(tmp_path):
-    done = subprocess.run(
-        [sys.executable, 'tools/benchmark.py', 'configs/suites/miniature.py', '--fast', '--root', str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
+    code, out, err = call(
+        'tools/benchmark.py', 'configs/suites/miniature.py', '--fast', '--root', tmp_path, timeout=600
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert 'against from scratch' in done.stdout
-    assert f'page: {tmp_path}/report.html' in done.stdout
+    assert code == 0, err[-3000:]
+    assert 'against from scratch' in out
+    assert f'page: {tmp_path}/report.html' in out
     page = (tmp_path / 'report.html').read_text()
     for part in ('Training curves', 'What is behind the mask', 'Attention', 'Segmentation', 'data:image/png;base64'):
         assert part in page
@@ -44,35 +38,29 @@ def test_the_whole_road_in_a_few_steps(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on(tmp_path):
-    command = [sys.executable, 'tools/train.py', PRETRAIN, '--work-dir', str(tmp_path), '--resume']
-    command += ['--cfg-options', 'default_hooks.checkpoint.interval=1', 'train_dataloader.batch_size=4']
+    command = ['tools/train.py', PRETRAIN, '--work-dir', tmp_path, '--resume', '--cfg-options']
+    command += ['default_hooks.checkpoint.interval=1', 'train_dataloader.batch_size=4']
     command += ['train_dataloader.dataset.length=40', 'default_hooks.logger.interval=1']
-    process = subprocess.Popen([*command, 'train_cfg.max_iters=100000'], cwd=ROOT, start_new_session=True)
-    for _ in range(600):
-        if len(list(tmp_path.glob('iter_*.pth'))) and int((tmp_path / 'last_checkpoint').read_text()[-5]) >= 3:
-            break
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    steps = sorted(int(p.stem[5:]) for p in tmp_path.glob('iter_*.pth'))
-    assert steps
-    done = subprocess.run(
-        [*command, f'train_cfg.max_iters={steps[-1] + 2}'], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert f'resumed epoch: 0, iter: {steps[-1]}' in done.stdout
-    assert (tmp_path / f'iter_{steps[-1] + 2}.pth').is_file()
+    with started(*command, 'train_cfg.max_iters=2000') as process:
+        for _ in range(1000):
+            if process.poll() is not None or any(int(p.stem[5:]) >= 3 for p in tmp_path.glob('iter_*.pth')):
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    last = int(re.search(r'iter_(\d+)', (tmp_path / 'last_checkpoint').read_text())[1])
+    assert last >= 2
+    code, out, err = call(*command, f'train_cfg.max_iters={last + 2}')
+    assert code == 0, err
+    assert f'resumed epoch: 0, iter: {last}' in out
+    assert (tmp_path / f'iter_{last + 2}.pth').is_file()
 
 
 @pytest.mark.slow
 def test_two_processes_train_on_the_cpu(tmp_path):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0', '--standalone']
-    command += ['tools/train.py', PRETRAIN, '--work-dir', str(tmp_path), '--launcher', 'pytorch', '--cfg-options']
+    command = [*TORCHRUN, 'tools/train.py', PRETRAIN, '--work-dir', tmp_path, '--launcher', 'pytorch', '--cfg-options']
     command += ['train_cfg.max_iters=3', 'train_dataloader.batch_size=4', 'train_dataloader.dataset.length=40']
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, _, err = call(*command)
+    assert code == 0, err[-3000:]
     assert (tmp_path / 'iter_3.pth').is_file()
 
 
@@ -168,18 +156,10 @@ def test_segmentation_by_the_commands_of_ade20k(tmp_path):
     options += ['train_cfg.max_iters=3', 'train_cfg.val_interval=3', 'train_dataloader.batch_size=4', 'sync_bn=torch']
     code, out, err = call('tools/prepare_data.py', 'verify', data, '--format', 'ade20k', '--partial')
     assert (code, 'no problem found' in out) == (0, True), out
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0', '--standalone']
-    command += ['tools/train.py', SEGMENT, '--work-dir', str(work), '--launcher', 'pytorch', '--amp', '--cfg-options']
-    done = subprocess.run(
-        [*command, *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]  # no parameter is unused, or DDP stops in the second step
-    assert done.stdout.count('norms are not synchronised over ranks: that needs CUDA') == 1
+    command = [*TORCHRUN, 'tools/train.py', SEGMENT, '--work-dir', work, '--launcher', 'pytorch', '--amp']
+    code, out, err = call(*command, '--cfg-options', *options)
+    assert code == 0, err[-3000:]  # no parameter is unused, or DDP stops in the second step
+    assert out.count('norms are not synchronised over ranks: that needs CUDA') == 1
     weights = work / 'iter_3.pth'
     overrides = ['--work-dir', work, '--cfg-options', *options]
     shown, masks = tmp_path / 'shown', tmp_path / 'masks'
@@ -191,10 +171,9 @@ def test_segmentation_by_the_commands_of_ade20k(tmp_path):
     for said in (single, several):
         assert 'mIoU' in said
         assert 'per class, in percent:' in said
-    ranks = [*command[:-8], 'tools/test.py', SEGMENT, str(weights), '--launcher', 'pytorch', '--record']
-    ranks += [str(tmp_path / 'r2'), '--out', str(tmp_path / 'two.json'), '--work-dir', str(work), '--cfg-options']
-    done = subprocess.run([*ranks, *options], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [*TORCHRUN, 'tools/test.py', SEGMENT, weights, '--launcher', 'pytorch', '--record', tmp_path / 'r2']
+    code, out, err = call(*ranks, '--out', tmp_path / 'two.json', *overrides)
+    assert code == 0, err[-3000:]
     (record,) = (tmp_path / 'r2').rglob('*.json')  # of two ranks one writes
     assert f'mIoU  {json.loads((tmp_path / "two.json").read_text())["mIoU"]:.4f}' in single
     assert json.loads(record.read_text())['value'] == json.loads((tmp_path / 'two.json').read_text())['mIoU']

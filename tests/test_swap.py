@@ -1,13 +1,12 @@
 """docs/swap.md: ours in stock mmpretrain, mmseg and mmdet configs, theirs in our recipes."""
 
+import contextlib
 import copy
 import functools
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.models.selfsup.beit import BEiTPretrainViT
+from processes import started
 from scenes import on_scenes
 from test_parity import randomised
 
@@ -587,19 +587,18 @@ print('losses', *runner.message_hub.get_scalar('train/loss').data[0])
 @pytest.mark.slow
 def test_imported_twice_in_two_processes_at_once(tmp_path):
     """As the projects' own tools/train.py do it, in fresh processes that start together."""
-    running = []
-    for name in (IN_MMPRETRAIN, IN_MMSEG):
-        path = ROOT / 'configs' / name
-        no_validation = dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator'))
-        options = {**on_scenes(Config.fromfile(path)), **no_validation, 'work_dir': str(tmp_path / path.stem)}
-        options = {key: value for key, value in options.items() if not key.startswith('val_dataloader.')}
-        command = [sys.executable, '-c', PROCESS, str(path), json.dumps(options)]
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        running.append(subprocess.Popen(command, env=environment, **pipes))
-    for process in running:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err[-2000:]
+    with contextlib.ExitStack() as stack:
+        running = []
+        for name in (IN_MMPRETRAIN, IN_MMSEG):
+            path = ROOT / 'configs' / name
+            no_validation = dict.fromkeys(('val_cfg', 'val_dataloader', 'val_evaluator'))
+            options = {**on_scenes(Config.fromfile(path)), **no_validation, 'work_dir': str(tmp_path / path.stem)}
+            options = {key: value for key, value in options.items() if not key.startswith('val_dataloader.')}
+            command = ['-c', PROCESS, path, json.dumps(options)]
+            running.append(stack.enter_context(started(*command, PYTHONPATH=str(ROOT))))
+        said = [(*process.communicate(timeout=300), process.returncode) for process in running]
+    for out, err, code in said:
+        assert code == 0, err[-2000:]
         losses = [float(loss) for loss in out.splitlines()[-1].split()[1:]]
         assert len(losses) == 2
         assert all(map(math.isfinite, losses))

@@ -1,27 +1,11 @@
 """The doors from outside: flags that OpenMMLab users know, and mistakes that end in a few named lines."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import ROOT, call
 
-ROOT = Path(__file__).parents[1]
 CLASSIFY = 'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'
-
-
-def call(*args, **env):
-    done = subprocess.run(
-        [sys.executable, *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 def assert_mistake(returned, *parts):
