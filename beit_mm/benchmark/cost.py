@@ -12,7 +12,7 @@ BACKWARD = 2  # forward passes that a backward pass costs
 
 
 class Cost(NamedTuple):
-    """parameters, those that are trained or not; macs: multiply-accumulates of one forward pass (FLOPs are twice that)."""
+    """parameters: trained or not. macs: multiply-accumulates of one forward pass; FLOPs are twice that."""
 
     parameters: int
     macs: int
