@@ -1,21 +1,31 @@
 """The leaderboard against numbers worked out by hand."""
 
 import csv
+import hashlib
 import io
 import runpy
 import sys
 
 import pytest
+import torch
 
-from beit_mm.benchmark import leaderboard
-from beit_mm.benchmark.records import Record, RecordError, write
+from beit_mm.benchmark import leaderboard, readme, tables
+from beit_mm.benchmark.evaluation import preset_of
+from beit_mm.benchmark.panels import build_model
+from beit_mm.benchmark.records import CONVERTED, TRAINED, Record, RecordError, write
+from beit_mm.benchmark.reference import REFERENCES
+from beit_mm.engine.checkpointing import preprocessing_of
+from beit_mm.engine.configs import load_config
 
-DVAE = dict(config='dvae-512_1xb64-400_embedded-32_20260101_000000', stages=[])
-KMEANS = dict(config='kmeans-512_1xb64-20_embedded-32_20260101_000000', stages=[])
+DVAE, KMEANS = (
+    dict(config=f'{name}_1xb64-400_embedded-32', sha256='a' * 64, recipe_sha256=name, train_seconds=30.0, stages=[])
+    for name in ('dvae-512', 'kmeans-512')
+)
 
 
 def start(tokenizer: dict) -> list[dict]:
-    return [dict(config='beit-mini-p8_mim_1xb96-1200_embedded-64_20260101_000000', stages=[tokenizer])]
+    own = dict(config='beit-mini-p8_mim_1xb96-1200_embedded-64', sha256='b' * 64, recipe_sha256='mim')
+    return [dict(**own, train_seconds=200.0, stages=[tokenizer])]
 
 
 def record(value: float, protocol: str = 'fine-tune', seed: int = 0, **changes) -> Record:
@@ -32,17 +42,30 @@ def record(value: float, protocol: str = 'fine-tune', seed: int = 0, **changes) 
         preset='beit D96 L4',
         seed=seed,
         config='upernet-scratch' if protocol == leaderboard.BASELINE else 'upernet',
+        origin=TRAINED,
         config_sha256='c' * 64,
+        recipe_sha256='e' * 64,
         checkpoint='iter_300.pth',
-        checkpoint_sha256='d' * 64,
+        checkpoint_sha256=hashlib.sha256(f'{seed} {changes}'.encode()).hexdigest(),
         stages=[],
         revision=dict(version='0.1.0', commit='abc', dirty=False),
         versions={},
+        cost=dict(parameters=900000, macs=2500000, images_per_second=50, memory_mb=700, train_seconds=40 + (seed or 0)),
+        curves={'mIoU': [[150, 300], [value / 2, value]]},
         device='cpu',
         seconds=1.0,
         date='2026-01-01T00:00:00+00:00',
     )
-    return Record(**{**fields, **changes})
+    fields |= changes
+    fields['metrics'] = {fields['metric']: fields['value'], **fields['metrics']}
+    return Record(**fields)
+
+
+def texts(table: tables.Table) -> list[list[str]]:
+    """Heads and cells of what a terminal shows."""
+    columns = [column for column in table.columns if column.group in ('', tables.MEASURED)]
+    cells = [[line.cells.get(column.key, tables.EMPTY).text for column in columns] for line in table.lines]
+    return [[column.label for column in columns], *cells]
 
 
 @pytest.fixture
@@ -58,16 +81,18 @@ def test_mean_spread_and_paired_difference(three_seeds):
     assert best.spread == pytest.approx(12**0.5)  # (4 + 4 + 16) / (3 - 1)
     assert scratch.spread == pytest.approx(2.0)
     assert best.delta == pytest.approx((5.0, 2.0, 3))  # of 5, 3, 7
-    assert best.verdict == '+5.0 ± 2.0 (3 seeds)'
+    assert tables.verdict(best) == '+5.0 ± 2.0 (3 seeds)'
+    assert best.differences == {0: 5.0, 1: 3.0, 2: 7.0}
     assert scratch.delta is None
-    assert scratch.verdict == ''
-    assert best.extra == {'mAcc': 67.0, 'aAcc': 77.0}
+    assert tables.verdict(scratch) == ''
+    assert (best.average('mAcc'), best.average('aAcc'), best.average('mDice')) == (67.0, 77.0, None)
+    assert (best.cost('train_seconds'), best.cost('macs'), best.road_seconds) == (41.0, 2.5e6, 271.0)
 
 
 def test_one_seed_has_no_spread():
     row, _ = leaderboard.rows([record(48.0, leaderboard.BASELINE), record(47.0)][::-1])[::-1]
     assert row.spread is None
-    assert row.verdict == '-1.0 (1 seed)'
+    assert tables.verdict(row) == '-1.0 (1 seed)'
 
 
 def test_only_seeds_of_both_are_paired(three_seeds):
@@ -80,6 +105,7 @@ def test_only_seeds_of_both_are_paired(three_seeds):
 def test_newest_evaluation_of_a_seed_counts():
     found = leaderboard.rows([record(9.0, date='2026-03-01T00:00:00+00:00'), record(5.0)])
     assert [row.values for row in found] == [{0: 9.0}]
+    assert [record.value for record in found[0].older] == [5.0]
 
 
 def test_other_models_are_no_baseline():
@@ -103,9 +129,9 @@ def test_strongest_baseline_is_compared_with():
 def test_lower_error_ranks_first():
     names = dict(task='tokenizer', metric='reconstruction_error', metrics={'perplexity': 300.0}, protocol='tokenizer')
     found = leaderboard.rows([record(0.09, config='b_1xb1-1', **names), record(0.0856, config='a_1xb1-1', **names)])
-    (table,) = leaderboard.tables(found)
-    assert table.columns == ['tokenizer', 'seeds', 'error (MAE)', 'perplexity']
-    assert table.cells == [['a', '1', '0.0856', '300.0'], ['b', '1', '0.0900', '300.0']]
+    (table,) = tables.tables(found)
+    assert texts(table)[0] == ['tokenizer', 'error (MAE)', 'seeds', 'perplexity']
+    assert texts(table)[1:] == [['a', '0.0856', '1', '300.0'], ['b', '0.0900', '1', '300.0']]
 
 
 def test_tokens_and_pixels_are_two_tables():
@@ -113,9 +139,9 @@ def test_tokens_and_pixels_are_two_tables():
     share = dict(task='pretrain', protocol='pre-train')
     tokens = record(3.0, metric='masked_accuracy', metrics={'masked_accuracy': 3.0}, **share)
     pixels = record(0.7, metric='masked_pixel_error', metrics={'masked_pixel_error': 0.7}, config='pixels', **share)
-    tables = leaderboard.tables(leaderboard.rows([tokens, pixels]))
-    assert sorted(len(table.cells) for table in tables) == [1, 1]
-    assert {column for table in tables for column in table.columns} >= {'masked accuracy %'}
+    found = tables.tables(leaderboard.rows([tokens, pixels]))
+    assert [len(table.lines) for table in found] == [1, 1]
+    assert {column.label for table in found for column in table.columns} >= {'masked accuracy %'}
 
 
 def test_each_head_and_size_has_its_own_baseline():
@@ -138,29 +164,42 @@ def test_each_head_and_size_has_its_own_baseline():
 def test_pretraining_says_what_a_constant_guess_gets():
     names = dict(task='pretrain', metric='masked_accuracy', protocol='pretrain', stages=[DVAE])
     found = leaderboard.rows([record(8.25, metrics={'most_frequent': 1.5}, config='mim_1xb96-9', **names)])
-    (table,) = leaderboard.tables(found)
-    assert table.columns == ['model', 'config', 'starts from', 'seeds', 'masked accuracy %', 'constant guess %']
-    assert table.cells == [['beit D96 L4', 'mim', 'dvae-512', '1', '8.2', '1.5']]
+    (table,) = tables.tables(found)
+    assert texts(table) == [
+        ['model', 'config', 'masked accuracy %', 'seeds', 'constant guess %', 'starts from'],
+        ['beit D96 L4', 'mim', '8.2', '1', '1.5', 'dvae-512'],
+    ]
 
 
-def test_embedded_data_are_called_so_and_have_no_paper_column(three_seeds):
-    real = record(44.0, 'SETR-PUP, fine-tune', dataset='ADE20K', embedded=False, preset='beit base')
-    tables = {t.heading: t for t in leaderboard.tables(leaderboard.rows([*three_seeds, real]))}
-    embedded = tables['Semantic segmentation on EmbeddedScenes, embedded data (1000 images)']
-    assert 'paper' not in embedded.columns
-    ade20k = tables['Semantic segmentation on ADE20K (1000 images)']
-    cells = dict(zip(ade20k.columns, ade20k.cells[0], strict=True))
-    assert cells['mIoU %'] == '44.0'  # the measured number and nothing else
-    assert '45.6 (Table 3)' in cells['paper']
-    assert '44.65 (Table 4, 300 epochs)' in cells['paper']
-    assert '44.86' not in cells['paper']  # Table 5, UPerNet
+def test_embedded_data_are_called_so_and_have_no_references(three_seeds):
+    real = record(44.0, 'SETR-PUP, fine-tune', dataset='ADE20K', embedded=False, preset='beit base', num_images=2000)
+    found = {t.heading: t for t in tables.tables(leaderboard.rows([*three_seeds, real]), references=True)}
+    embedded = found['Semantic segmentation on EmbeddedScenes, embedded data (1000 images)']
+    assert not [column for column in embedded.columns if column.group == tables.REFERENCE]
+    assert [line.badge for line in embedded.lines] == [TRAINED, TRAINED]
+    ade20k = found['Semantic segmentation on ADE20K (2000 images)']
+    assert ade20k.lines[0].cells['main'] == tables.Cell('44.0', 44.0)  # the measured number and nothing else
+    assert ade20k.lines[0].cells['says'].text.split('\n') == ['45.6', '44.65', '45.58']
+    sources = ['paper, Table 3', 'paper, Table 4, 300 epochs', 'paper, Table 4, 800 epochs']  # not UPerNet's 44.86
+    assert ade20k.lines[0].cells['source'].text.split('\n') == sources
+    alone = [line for line in ade20k.lines if line.row is None]
+    assert len(alone) == len({one[2:4] for one in REFERENCES if one.dataset == 'ADE20K'}) - 1
+    assert all('main' not in line.cells for line in alone)
+    assert 'says' not in found['Semantic segmentation on EmbeddedScenes, embedded data (1000 images)'].lines[0].cells
+
+
+def test_a_part_of_a_data_set_is_not_beside_the_whole():
+    part = record(44.0, 'SETR-PUP, fine-tune', dataset='ADE20K', embedded=False, preset='beit base', num_images=100)
+    (table,) = tables.tables(leaderboard.rows([part]))
+    assert not [column for column in table.columns if column.group == tables.REFERENCE]
+    assert table.heading.endswith('(100 images)')
 
 
 @pytest.mark.parametrize(
     ('key', 'values'),
     [
         (('classification', 'ImageNet', 'beit base', 'fine-tune'), [83.2, 82.86, 83.19, 82.86]),
-        (('classification', 'ImageNet', 'beit_plus base', 'fine-tune'), [83.22]),
+        (('classification', 'ImageNet', 'beit_plus base', 'fine-tune'), [83.22, 83.1]),
         (('segmentation', 'ADE20K', 'beit base', 'SETR-PUP, fine-tune, pixels, random masks'), [37.09]),
         (('segmentation', 'ADE20K', 'beit base', 'UPerNet, fine-tune'), [44.86]),
         (
@@ -170,22 +209,50 @@ def test_embedded_data_are_called_so_and_have_no_paper_column(three_seeds):
                 'beit_plus base',
                 'UPerNet, intermediate fine-tune, 640 px, multi-scale and flip',
             ),
-            [54.2],
+            [54.2, 54.26, 53.84],
         ),
         (('segmentation', 'ADE20K', 'vit base', 'SETR-PUP, fine-tune after DINO'), [44.1, 44.08]),
         (('classification', 'CIFAR100', 'beit base', 'fine-tune'), [90.1]),
     ],
 )
-def test_paper_rows(key, values):
-    assert [p.value for p in leaderboard.PAPER if p[:4] == key] == values
+def test_numbers_of_others(key, values):
+    assert [one.value for one in REFERENCES if one[:4] == key] == values
+
+
+PORTED = {  # PASSL's five: leaf of ours that tests the same weights
+    'beit-plus-base-p16_crop90_8xb64-30e_in1k-224': (85.21, 97.66, 0.9),
+    'beit-plus-base-p16_ft22k-ft_8xb64-30e_in1k-384': (86.81, 98.14, 1.0),
+    'beit-plus-large-p16_crop90_16xb32-30e_in1k-224': (87.48, 98.30, 0.9),
+    'beit-plus-large-p16_ft22k-ft_16xb32-30e_in1k-384': (88.40, 98.60, 1.0),
+    'beit-plus-large-p16_ft22k-ft_16xb32-30e_in1k-512': (88.60, 98.66, 1.0),
+}
+
+
+@pytest.mark.parametrize('name', PORTED)
+def test_passls_models_are_those_of_our_leaves(name):
+    """Same protocol, preset, crop ratio and parameters, as our configs have them."""
+    config = load_config(f'configs/classification/{name}.py')
+    (one,) = (
+        one
+        for one in REFERENCES
+        if (one.source, one.preset, one.protocol) == ('PASSL', preset_of(config.model.backbone), config.protocol)
+    )
+    assert (one.value, one.top5, one.crop) == PORTED[name]
+    assert preprocessing_of(config)['crop_ratio'] == pytest.approx(one.crop, abs=0.005)
+    with torch.device('meta'):
+        parameters = sum(p.numel() for p in build_model(config).parameters())
+    assert round(parameters / 1e6, 1) == one.parameters
 
 
 def test_text_fits_a_terminal(three_seeds):
-    lines = leaderboard.as_text(leaderboard.rows(three_seeds)).splitlines()
-    assert lines[2].split()[:3] == ['model', 'protocol', 'starts']
-    assert '57.0 ± 3.5' in lines[3]
-    assert lines[3].endswith('+5.0 ± 2.0 (3 seeds)')
-    assert max(map(len, lines)) <= leaderboard.TEXT_WIDTH
+    lines = leaderboard_text(three_seeds).splitlines()
+    assert lines[2].split()[:3] == ['model', 'protocol', 'mIoU']
+    assert '57.0 ± 3.5  +5.0 ± 2.0 (3 seeds)' in lines[3]
+    assert max(map(len, lines)) <= tables.TEXT_WIDTH
+
+
+def leaderboard_text(records) -> str:
+    return tables.as_text(leaderboard.rows(records))
 
 
 def test_files(three_seeds, tmp_path, monkeypatch, capsys):
@@ -194,18 +261,77 @@ def test_files(three_seeds, tmp_path, monkeypatch, capsys):
     out = tmp_path / 'out'
     monkeypatch.setattr(sys, 'argv', ['leaderboard.py', str(tmp_path / 'results'), '--out', str(out)])
     runpy.run_path('tools/leaderboard.py', run_name='__main__')
-    assert '+5.0 ± 2.0 (3 seeds)' in capsys.readouterr().out
-    assert '| 57.0 ± 3.5 | 55.0 to 61.0 | 67.0 | 77.0 | +5.0 ± 2.0 (3 seeds) |' in (out / 'leaderboard.md').read_text()
-    assert '<td>57.0 ± 3.5</td><td>55.0 to 61.0</td>' in (out / 'leaderboard.html').read_text()
+    said = capsys.readouterr().out
+    assert 'mIoU, fine-tune: 57.0 against 52.0 from scratch, +5.0 ± 2.0 (3 seeds): more than the spread' in said
+    text = (out / 'leaderboard.md').read_text()
+    assert (
+        '| 57.0 ± 3.5 | +5.0 ± 2.0 (3 seeds) | 3 | 55.0 to 61.0 | 67.0 | 77.0 | beit-mini-p8_mim < dvae-512 |' in text
+    )
     lines = list(csv.DictReader(io.StringIO((out / 'leaderboard.csv').read_text())))
-    assert [float(line['value']) for line in lines] == [55.0, 55.0, 61.0, 50.0, 52.0, 54.0]
-    assert lines[0]['start'] == 'beit-mini-p8_mim < dvae-512'
-    assert lines[0]['commit'] == 'abc'
+    measured = [line for line in lines if line['value']]
+    assert [float(line['value']) for line in measured] == [55.0, 55.0, 61.0, 50.0, 52.0, 54.0]
+    assert measured[0]['start'] == 'beit-mini-p8_mim < dvae-512'
+    assert measured[0]['commit'] == 'abc'
+    assert all(not line['reference_value'] for line in measured)
+    others = [line for line in lines if not line['value']]
+    assert [float(line['reference_value']) for line in others] == [one.value for one in REFERENCES]
 
 
-def test_html_escapes():
-    found = leaderboard.rows([record(1.0, protocol='<b>')])
-    assert '<td>&lt;b&gt;</td>' in leaderboard.as_html(found)
+def test_files_that_are_no_records_are_named(three_seeds, tmp_path):
+    write(three_seeds[0], tmp_path)
+    (tmp_path / 'half.json').write_text('{"task":')
+    found = leaderboard.from_folder(tmp_path)
+    assert [row.values for row in found.rows] == [{0: 50.0}]
+    assert found.notes[0].startswith(f'left out: {tmp_path}/half.json: not JSON')
+
+
+def test_one_checkpoint_is_one_seed():
+    same = dict(checkpoint_sha256='7' * 64)
+    found = leaderboard.board([record(50.0, seed=0, **same), record(50.0, seed=1, **same), record(52.0, seed=2)])
+    assert [row.values for row in found.rows] == [{0: 50.0, 2: 52.0}]
+    assert 'the records of seeds 0 and 1 are of one checkpoint' in found.notes[0]
+
+
+def test_other_settings_are_another_row():
+    odd = record(60.0, seed=2, recipe_sha256='f' * 64)
+    found = leaderboard.board([record(50.0, seed=0), record(51.0, seed=1), odd])
+    assert [(row.recipe, row.values) for row in found.rows] == [('f' * 8, {2: 60.0}), ('e' * 8, {0: 50.0, 1: 51.0})]
+    assert 'are of 2 different settings' in found.notes[0]
+    assert texts(tables.tables(found.rows)[0])[1][2] == 'ffffffff'
+
+
+def test_other_settings_of_a_stage_before_are_another_row():
+    """Two pre-trainings by one config with other options, then the same fine-tuning."""
+    random = start(DVAE)
+    random[0]['recipe_sha256'] = 'random masks'
+    found = leaderboard.board([record(55.0, stages=start(DVAE)), record(53.0, stages=random)])
+    assert [row.mean for row in found.rows] == [55.0, 53.0]
+    assert len({row.recipe for row in found.rows}) == 2
+
+
+def test_converted_weights_have_a_badge():
+    one = record(53.6, 'UPerNet, intermediate fine-tune, 640 px', seed=None, origin=CONVERTED, cost={})
+    (table,) = tables.tables(leaderboard.rows([one]))
+    assert table.lines[0].badge == 'converted'
+    assert not [column for column in table.columns if column.group == tables.COST]
+
+
+def test_block_of_a_readme(three_seeds, tmp_path):
+    path, rows = tmp_path / 'README.md', leaderboard.rows(three_seeds)
+    path.write_text('before\n<!-- leaderboard: results -->\nold\n<!-- end of leaderboard -->\nafter\n')
+    with pytest.raises(RecordError, match=r'README\.md: its leaderboard is not that of results; python tools'):
+        readme.refresh(path, 'results', rows, check=True)
+    assert 'old' in path.read_text()
+    assert readme.refresh(path, 'results', rows).endswith('brought up to date')
+    text = path.read_text()
+    assert text.startswith(
+        'before\n<!-- leaderboard: results -->\n### Semantic segmentation on EmbeddedScenes, embedded'
+    )
+    assert text.endswith('|\n<!-- end of leaderboard -->\nafter\n')
+    assert '| 57.0 ± 3.5 | +5.0 ± 2.0 (3 seeds) | 3 | beit-mini-p8_mim < dvae-512 |' in text
+    assert readme.refresh(path, 'results', rows, check=True).endswith('up to date')
+    with pytest.raises(RecordError, match='has no block for elsewhere'):
+        readme.refresh(path, 'elsewhere', rows)
 
 
 @pytest.mark.parametrize('exists', [True, False])

@@ -6,6 +6,8 @@ import json
 import pytest
 
 from beit_mm.benchmark import records
+from beit_mm.engine.configs import load_config
+from beit_mm.engine.recipe import recipe_of
 
 FIELDS = dict(
     task='segmentation',
@@ -18,12 +20,16 @@ FIELDS = dict(
     metrics={'mIoU': 41.5, 'aAcc': 70.25},
     protocol='fine-tune',
     preset='beit D96 L4',
+    origin=records.TRAINED,
     seed=3,
     config='tiny',
     config_sha256='c' * 64,
+    recipe_sha256='e' * 64,
     checkpoint='iter_300.pth',
     checkpoint_sha256='d' * 64,
     stages=[],
+    cost=dict(parameters=7, macs=None),
+    curves={'loss': [[1, 2], [0.5, 0.25]]},
     seconds=1.25,
 )
 
@@ -43,17 +49,25 @@ def test_round_trip_and_append_only(tmp_path):
     path = records.write(record, tmp_path)
     assert path.parent == tmp_path / 'segmentation' / 'tiny'
     assert path.name.startswith('seed3_')
-    again = dataclasses.replace(record, date='2031-01-01T00:00:00+00:00', value=42.0)
+    again = dataclasses.replace(record, date='2031-01-01T00:00:00+00:00', value=42.0, metrics={'mIoU': 42.0})
     assert records.write(again, tmp_path) != path
     assert sorted(r.value for r in records.read_all(tmp_path)) == [41.5, 42.0]
     assert record in records.read_all(tmp_path)
+    (new,) = (r for r in records.read_all(tmp_path) if r.value == 42.0)
+    assert new.supersedes == [record.digest]
+    other = records.write(dataclasses.replace(record, seed=4), tmp_path)
+    assert records.read(other).supersedes == []
     assert not list(tmp_path.rglob('*.tmp'))
 
 
 @pytest.mark.parametrize(
     ('change', 'part'),
     [
-        ({'checkpoint_sha256': ''}, 'checkpoint_sha256 must not be empty'),
+        ({'checkpoint_sha256': ''}, "checkpoint_sha256='' is not a sha256"),
+        ({'config_sha256': 'abc'}, "config_sha256='abc' is not a sha256"),
+        ({'seed': None}, 'seed=None: weights that were trained here have one'),
+        ({'origin': 'found'}, "origin='found' is neither"),
+        ({'value': 40.0}, r"value=40.0 is not metrics\['mIoU'\]"),
         ({'protocol': ''}, 'protocol must not be empty'),
         ({'num_images': 0}, 'num_images=0'),
     ],
@@ -68,7 +82,9 @@ def test_refuses_to_make_what_says_too_little(change, part):
     [
         (lambda content: content.pop('seed'), 'missing: seed; unknown: -'),
         (lambda content: content.update(score=1), 'missing: -; unknown: score'),
-        (lambda content: content.update(schema=99), 'schema 99, this version reads 1'),
+        (lambda content: content.update(schema=1), 'schema 1, this version reads 2: evaluate the checkpoint again'),
+        (lambda content: content.update(revision={}), 'revision={} names no code'),
+        (lambda content: content.update(num_images='9'), "num_images='9'"),
     ],
 )
 def test_reading_names_the_file_and_the_field(tmp_path, change, part):
@@ -85,3 +101,37 @@ def test_reading_refuses_what_is_not_json(tmp_path):
     (tmp_path / 'cut.json').write_text('{"task": "segm')
     with pytest.raises(records.RecordError, match=r'cut\.json: not JSON'):
         records.read_all(tmp_path)
+
+
+def test_converted_weights_need_no_seed(tmp_path):
+    path = records.write(records.make(**{**FIELDS, 'origin': records.CONVERTED, 'seed': None}), tmp_path)
+    assert path.name.startswith('converted_')
+    assert records.read(path).seed is None
+
+
+def test_an_edited_record_is_refused(tmp_path):
+    path = records.write(records.make(**FIELDS), tmp_path)
+    path.write_text(path.read_text().replace('41.5', '44.5'))
+    with pytest.raises(records.RecordError, match='was edited after it was written'):
+        records.read(path)
+
+
+def test_what_is_not_sound_is_named_and_the_rest_is_found(tmp_path):
+    path = records.write(records.make(**FIELDS), tmp_path)
+    (tmp_path / 'cut.json').write_text(path.read_text()[:100])
+    (tmp_path / 'other.json').write_text('[]')
+    (path.parent / 'seed9_0123456789ab.tmp').write_text('{')  # of a writer that was killed
+    found = records.collect(tmp_path)
+    assert [record.value for record in found.records] == [41.5]
+    assert [reason.split(':')[0] for reason in found.refused] == [f'{tmp_path}/cut.json', f'{tmp_path}/other.json']
+    assert 'written in part' in found.refused[0]
+
+
+def test_the_same_recipe_on_another_machine():
+    """Where things lie and which seed it is make no other recipe; a rate does."""
+    config = load_config('configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py')
+    moved = load_config(config.filename, {'train_dataloader.num_workers': 2, 'load_from': 'elsewhere.pth'})
+    moved.randomness = dict(seed=7)
+    moved.work_dir = 'elsewhere'
+    assert recipe_of(moved) == recipe_of(config)
+    assert recipe_of(load_config(config.filename, {'optim_wrapper.optimizer.lr': 7e-4})) != recipe_of(config)

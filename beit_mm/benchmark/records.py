@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 import platform
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from .. import compat
 from ..engine.checkpointing import code_revision
 
-SCHEMA = 1
+SCHEMA = 2
+TRAINED, CONVERTED = 'trained here', 'converted'
+DIGEST = 12  # hexadecimal digits of a record's own digest, in the name of its file
+SHA256 = re.compile('[0-9a-f]{64}')
 
 
 class RecordError(ValueError):
@@ -24,11 +29,18 @@ class RecordError(ValueError):
 class Record:
     """What was measured, on what, with what, and by which code.
 
-    task: `classification`, `segmentation`, `pretrain` or `tokenizer`. dataset: its type; embedded: True for
+    task: `classification`, `segmentation`, `pretrain` or `tokenizer`. dataset: its name; embedded: True for
     the data that ship with scikit-image and scikit-learn. metric, value: the main number, in percent.
-    metrics: all of them. protocol: how it was trained and tested, such as `fine-tune` or `from scratch`.
-    preset: the architecture, `beit` or `beit_plus` and size. config: its name; config_sha256: of the merged
-    text. checkpoint_sha256: of the weights that were tested. stages: digests of what they came from.
+    metrics: all of them; of classes as `IoU.sky`. protocol: how it was trained and tested, such as `fine-tune` or
+    `from scratch`. preset: the architecture, `beit` or `beit_plus` and size. origin: `trained here` or `converted`.
+    seed: of the training; None for converted weights alone.
+    config: its name; config_sha256: of the merged text; recipe_sha256: of the same without places (work_dir, folders,
+    checkpoints), so that the seeds of one recipe share it. checkpoint_sha256: of the weights that were tested.
+    stages: what they came from, nearest first, each with config, checkpoint, sha256, seed and its own stages.
+    cost: parameters, macs of one forward pass of `input` (channels, height, width), images_per_second of the test with
+    its loading, memory_mb (the GPU's peak, without one the process'), train_seconds; None where it is not known.
+    curves: scalar -> (steps, values) of the training, as far as its log lay beside the checkpoint.
+    supersedes: digests of the records of the same evaluation that this one takes the place of.
     """
 
     task: str
@@ -41,21 +53,53 @@ class Record:
     metrics: dict[str, float]
     protocol: str
     preset: str
-    seed: int
+    origin: str
+    seed: int | None
     config: str
     config_sha256: str
+    recipe_sha256: str
     checkpoint: str
     checkpoint_sha256: str
     stages: list[dict]
+    cost: dict
+    curves: dict[str, list[list[float]]]
     revision: dict
     versions: dict[str, str]
     device: str
     seconds: float
     date: str
+    supersedes: list[str] = dataclasses.field(default_factory=list)
     schema: int = SCHEMA
 
+    @property
+    def text(self) -> str:
+        """The record as it is written."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False) + '\n'
 
-COMPULSORY = ('task', 'dataset', 'metric', 'protocol', 'preset', 'config_sha256', 'checkpoint_sha256', 'date')
+    @property
+    def digest(self) -> str:
+        """What names the record: the first digits of its text's sha256."""
+        return digest_of(self.text)
+
+    @property
+    def identity(self) -> tuple:
+        """What makes two records evaluations of the same thing, one of which is enough."""
+        where = (self.task, self.dataset, self.embedded, self.split, self.num_images, self.metric)
+        return *where, self.protocol, self.preset, self.config, self.recipe_sha256, lineage(self.stages), self.seed
+
+
+def lineage(stages: list[dict]) -> tuple:
+    """What a chain of stages was trained with: recipes; for files of others, which do not say, their own digests."""
+    return tuple((s.get('recipe_sha256') or s.get('sha256'), lineage(s.get('stages', []))) for s in stages)
+
+
+def digest_of(text: str) -> str:
+    """The first digits of a text's sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
+
+
+NAMED = ('task', 'dataset', 'metric', 'protocol', 'preset', 'config', 'checkpoint', 'date')
+DIGESTS = ('config_sha256', 'recipe_sha256', 'checkpoint_sha256')
 
 
 def make(**fields) -> Record:
@@ -73,43 +117,104 @@ def make(**fields) -> Record:
 
 
 def check(record: dict, where: str | Path) -> None:
-    """Raise RecordError naming what is missing, unknown or empty."""
+    """Raise RecordError naming what is missing, unknown, empty or of a wrong kind."""
     names = {f.name for f in dataclasses.fields(Record)}
+    schema = record.get('schema') if isinstance(record, dict) else None
+    if schema is not None and schema != SCHEMA:
+        raise RecordError(f'{where}: schema {schema}, this version reads {SCHEMA}: evaluate the checkpoint again')
     if not isinstance(record, dict) or set(record) != names:
         given = set(record) if isinstance(record, dict) else set()
         raise RecordError(
             f'{where}: not a result record of schema {SCHEMA}; '
             f'missing: {", ".join(sorted(names - given)) or "-"}; unknown: {", ".join(sorted(given - names)) or "-"}'
         )
-    if record['schema'] != SCHEMA:
-        raise RecordError(f'{where}: schema {record["schema"]}, this version reads {SCHEMA}')
-    empty = [name for name in COMPULSORY if not record[name]]
+    for problem in _problems(record):
+        raise RecordError(f'{where}: {problem}')
+
+
+def _problems(record: dict):
+    """What is wrong with the values of a record that has all fields, in words."""
+    empty = [name for name in NAMED if not isinstance(record[name], str) or not record[name]]
     if empty:
-        raise RecordError(f'{where}: {", ".join(empty)} must not be empty')
-    if record['num_images'] < 1:
-        raise RecordError(f'{where}: num_images={record["num_images"]}; an evaluation has at least one image')
+        yield f'{", ".join(empty)} must not be empty'
+    for name in DIGESTS:
+        if not isinstance(record[name], str) or not SHA256.fullmatch(record[name]):
+            yield f'{name}={record[name]!r} is not a sha256: what was tested cannot be told'
+    revision = record['revision']
+    if not isinstance(revision, dict) or not (revision.get('commit') or revision.get('version')):
+        yield f'revision={revision!r} names no code, neither a commit nor a version'
+    if type(record['num_images']) is not int or record['num_images'] < 1:
+        yield f'num_images={record["num_images"]!r}; an evaluation has at least one image'
+    if record['origin'] not in (TRAINED, CONVERTED):
+        yield f'origin={record["origin"]!r} is neither {TRAINED!r} nor {CONVERTED!r}'
+    if type(record['seed']) is not int and not (record['seed'] is None and record['origin'] == CONVERTED):
+        yield f'seed={record["seed"]!r}: weights that were trained here have one'
+    for name in ('metrics', 'cost', 'curves', 'versions'):
+        if not isinstance(record[name], dict):
+            yield f'{name} is a {type(record[name]).__name__}, not a table'
+    for name in ('stages', 'supersedes'):
+        if not isinstance(record[name], list):
+            yield f'{name} is a {type(record[name]).__name__}, not a list'
+    if isinstance(record['value'], bool) or not isinstance(record['value'], int | float):
+        yield f'value={record["value"]!r} is no number'
+    elif isinstance(record['metrics'], dict) and record['metrics'].get(record['metric']) != record['value']:
+        yield f'value={record["value"]} is not metrics[{record["metric"]!r}]'
 
 
 def write(record: Record, root: str | os.PathLike) -> Path:
-    """Write to root/<task>/<config>/<digest>.json; the same evaluation again is another file."""
-    text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, allow_nan=False)
-    name = f'seed{record.seed}_{hashlib.sha256(text.encode()).hexdigest()[:12]}.json'
-    path = Path(root) / record.task / record.config / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write to root/<task>/<config>/<seed>_<digest>.json; the same evaluation again is another file, and says so."""
+    folder = Path(root) / record.task / record.config
+    folder.mkdir(parents=True, exist_ok=True)
+    before = [old.digest for old in collect(folder).records if old.identity == record.identity]
+    record = dataclasses.replace(record, supersedes=before)
+    seed = 'converted' if record.seed is None else f'seed{record.seed}'
+    path = folder / f'{seed}_{record.digest}.json'
     temporary = path.with_suffix('.tmp')
-    temporary.write_text(text + '\n')
+    with open(temporary, 'w') as file:
+        file.write(record.text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
     return path
 
 
+def read(path: Path) -> Record:
+    """The record of one file. Raises RecordError for what is not one, or is not any more what was written."""
+    text = path.read_text()
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecordError(f'{path}: not JSON, or written in part ({error})') from error
+    check(content, path)
+    named = re.search(rf'_([0-9a-f]{{{DIGEST}}})$', path.stem)
+    if named and named[1] != digest_of(text):
+        raise RecordError(
+            f'{path}: was edited after it was written (its digest is {digest_of(text)}). A record is never edited: '
+            f'evaluate again, and the new record takes its place'
+        )
+    return Record(**content)
+
+
 def read_all(root: str | os.PathLike) -> list[Record]:
-    """All records below root, by path. Raises RecordError naming the file that is not one."""
-    found = []
+    """All records below root, by path. Raises RecordError naming the first file that is not one."""
+    return [read(path) for path in sorted(Path(root).rglob('*.json'))]
+
+
+class Found(NamedTuple):
+    """records: by path. refused: why each other file is not one, in words that name it."""
+
+    records: list[Record]
+    refused: list[str]
+
+
+def collect(root: str | os.PathLike) -> Found:
+    """All records below root that are sound, and what the other files lack."""
+    found = Found([], [])
     for path in sorted(Path(root).rglob('*.json')):
         try:
-            content = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise RecordError(f'{path}: not JSON ({error})') from error
-        check(content, path)
-        found.append(Record(**content))
+            found.records.append(read(path))
+        except RecordError as error:
+            found.refused.append(str(error))
+        except OSError as error:
+            found.refused.append(f'{path}: cannot be read ({error.strerror})')
     return found

@@ -1,38 +1,34 @@
-"""One self-contained HTML page of a suite: the table, the curves, and pictures of what the models learned."""
+"""One self-contained HTML page: the leaderboard, its figures, and of a suite pictures of what the models learned."""
 
 import html
+import itertools
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..data import embedded
 from ..engine.launch import terse_terminal
-from . import curves, page, panels
-from .leaderboard import BASELINE, Row, as_html, as_text, from_folder, write_all
+from . import curves, figures, page, panels
+from .board import as_html, sources
+from .leaderboard import BASELINE, Board, Row, from_folder
+from .tables import LABELS, as_csv, as_markdown, as_text, number, verdict
 
 SHOWN = list(range(8))  # validation images in the pictures: the first ones, not chosen ones
-METRIC_NAMES = {'accuracy/top1': 'top-1 accuracy, %', 'mIoU': 'mIoU, %'}
 
 
-def headline(found: list[Row]) -> str:
-    """One sentence per task: pre-training against from scratch, with the spread and whether it exceeds it."""
-    sentences = []
-    compared = [row for row in found if row.delta is not None]
-    for row in compared:
+def conclusions(rows: Sequence[Row]) -> list[str]:
+    """A line per row that has a baseline: both numbers, the difference, and whether it exceeds its spread."""
+    lines = []
+    for row in rows:
+        if row.delta is None:
+            continue
         mean, spread, count = row.delta
-        base = row.mean - mean
-        name = METRIC_NAMES.get(row.metric, row.metric).split(',')[0]
-        several = sum((r.task, r.dataset) == (row.task, row.dataset) for r in compared) > 1
-        how = f'{row.protocol} from {row.start}' if several else 'after pre-training'
-        text = f'{name}: {row.mean:.1f} % {how}, {base:.1f} % from scratch'
-        if count == 1:
-            text += f' ({mean:+.1f}, one seed: no spread)'
-        else:
-            verdict = 'within' if abs(mean) <= spread else 'better by more than' if mean > 0 else 'worse by more than'
-            text += f' ({mean:+.1f} ± {spread:.1f} over {count} seeds: {verdict} the spread)'
-        sentences.append(text)
-    return '. '.join(sentences) + '.' if sentences else 'No pair of runs to compare yet.'
+        said = 'no spread' if count == 1 else 'within the spread' if abs(mean) <= spread else 'more than the spread'
+        metric = LABELS.get(row.metric, row.metric).removesuffix(' %')
+        values = f'{number(row.mean, row.metric)} against {number(row.mean - mean, row.metric)} {BASELINE}'
+        lines.append(f'{metric}, {row.protocol}: {values}, {verdict(row)}: {said}')
+    return lines or ['No pair of runs to compare yet.']
 
 
 def _section(title: str, make: Callable[[], str]) -> str:
@@ -42,36 +38,68 @@ def _section(title: str, make: Callable[[], str]) -> str:
     except Exception as error:
         traceback.print_exc()
         body = f'<p class="note">This part could not be made: {html.escape(f"{type(error).__name__}: {error}")}</p>'
-    return f'<h2>{html.escape(title)}</h2>\n{body}'
+    return page.section(title, body)
 
 
 def _missing(what: str) -> str:
     return f'<p class="note">Not here: the suite has no finished stage of kind {what}.</p>'
 
 
-def _curves(stages: list[dict]) -> str:
-    scalars = [(stage, curves.read_scalars(stage['work_dir'])) for stage in stages]
+PLOTTED = (  # of a task's curves: scalar, title, label of the axis
+    ('tokenizer', 'reconstruction_error', 'tokenizer: reconstruction', 'mean absolute error'),
+    ('pretrain', 'loss', 'pre-training: loss', 'cross-entropy, nats'),
+    ('classification', 'accuracy/top1', 'classification', 'top-1 accuracy, %'),
+    ('classification', 'loss', 'classification: loss', 'training loss'),
+    ('segmentation', 'mIoU', 'segmentation', 'mIoU, %'),
+    ('segmentation', 'loss', 'segmentation: loss', 'training loss'),
+)
+HUES = ('#ea580c', '#0d9488', '#7c3aed', '#ca8a04', '#db2777', '#2563eb')  # readable on white and on dark
+GREY = '#64748b'  # of baselines
 
-    def of(kind: str, name: str) -> dict[str, list[curves.Curve]]:
-        groups: dict[str, list[curves.Curve]] = {}
-        for stage, found in scalars:
-            if stage['kind'] == kind and name in found:
-                groups.setdefault(stage['protocol'], []).append(found[name])
-        return groups
 
-    wanted = [
-        ('tokenizer: reconstruction error', 'mean absolute error', of('tokenizer', 'reconstruction_error')),
-        ('pre-training: loss', 'cross-entropy, nats', of('pretrain', 'loss')),
-        ('classification', METRIC_NAMES['accuracy/top1'], of('classification', 'accuracy/top1')),
-        ('classification: loss', 'training loss', of('classification', 'loss')),
-        ('segmentation', METRIC_NAMES['mIoU'], of('segmentation', 'mIoU')),
-        ('segmentation: loss', 'training loss', of('segmentation', 'loss')),
-    ]
-    drawn = [panel for panel in wanted if panel[2]]
+def _curves(rows: Sequence[Row]) -> str:
+    """Scalars against steps from the records, a table of the leaderboard at a time: the paper's convergence figure."""
+    tables: dict[tuple, list[Row]] = {}
+    for row in rows:
+        tables.setdefault((row.task, row.dataset, row.embedded, row.num_images, row.metric), []).append(row)
+    drawn = []
+    for (task, *_), members in tables.items():
+        names = [_name(row, members) for row in members]
+        hues = itertools.cycle(HUES)
+        colours = {n: GREY if row.is_baseline else next(hues) for n, row in zip(names, members, strict=True)}
+        for kind, scalar, title, label in PLOTTED:
+            lines = {
+                name: [tuple(record.curves[scalar]) for record in row.records if scalar in record.curves]
+                for name, row in zip(names, members, strict=True)
+            }
+            lines = {name: several for name, several in lines.items() if several}
+            if kind == task and lines:
+                drawn.append(curves.draw([(title, label, lines)], colours))
     if not drawn:
-        return '<p class="note">Not here: no scalars.json in any work_dir of the suite.</p>'
-    svgs = [curves.draw(drawn[i : i + 2]) for i in range(0, len(drawn), 2)]
-    return ''.join(f'<figure>{svg}</figure>' for svg in svgs)
+        return '<p class="note">Not here: no log lay beside the checkpoints that were tested.</p>'
+    return f'<div class="plots">{"".join(f"<figure>{svg}</figure>" for svg in drawn)}</div>'
+
+
+def _name(row: Row, members: Sequence[Row]) -> str:
+    """What a legend calls a row: its protocol, and what tells it from others of the same."""
+    alike = [other for other in members if other.protocol == row.protocol]
+    return row.protocol if len(alike) == 1 else ', '.join(filter(None, [row.protocol, row.start, row.recipe]))
+
+
+def _classes(rows: Sequence[Row]) -> str:
+    """Bars of the best segmentor of each data set that has a baseline, beside that."""
+    best = {(r.dataset, r.num_images): r for r in reversed(rows) if r.baseline and figures.classes_of(r)}
+    parts = []
+    for row in best.values():
+        legend = ''.join(
+            f'<span><i style="background:var(--{colour})"></i>{html.escape(one.protocol)}</span>'
+            for colour, one in (('accent', row), ('base', row.baseline))
+        )
+        parts.append(
+            f'<h3>{html.escape(row.dataset)}</h3><p class="legend">{legend} IoU in percent, mean over seeds; the '
+            f'difference behind it</p>{figures.class_bars(row, row.baseline)}'
+        )
+    return ''.join(parts)
 
 
 def _legend() -> str:
@@ -118,8 +146,8 @@ def _credits() -> str:
     )
 
 
-def _provenance(found: list[Row], stages: list[dict]) -> str:
-    records = [record for row in found for record in row.records]
+def _provenance(rows: Sequence[Row], stages: Sequence[dict]) -> str:
+    records = [record for row in rows for record in row.records]
     newest = max(records, key=lambda record: record.date)
     commits = {
         f'beit_mm {r.revision["version"]}, commit {r.revision["commit"][:12] or "unknown"}'
@@ -130,22 +158,21 @@ def _provenance(found: list[Row], stages: list[dict]) -> str:
         ['code', '; '.join(sorted(commits))],
         ['device', '; '.join(sorted({r.device for r in records}))],
         ['versions', ', '.join(f'{k} {v}' for k, v in newest.versions.items())],
-        ['seeds', ', '.join(str(seed) for seed in sorted({stage['seed'] for stage in stages}))],
+        ['seeds', ', '.join(str(seed) for seed in sorted({r.seed for r in records if r.seed is not None}))],
+        ['tested', f'{min(r.date for r in records)[:10]} to {newest.date[:10]}'],
     ]
+    text = (
+        '<p>Every number of the leaderboard is a mean over seeds of result records, one JSON file per evaluation that '
+        '<code>tools/test.py</code> or a suite wrote and nobody edits; a row opens to its own. ± is the sample '
+        'standard deviation over seeds, differences are paired by seed. Training times are wall time on the device '
+        'named.</p>'
+    )
     runs = [
         [s['name'], str(s['seed']), s['protocol'], s['config'], f'{s["seconds"]:.0f} s' if s.get('seconds') else '']
         for s in stages
     ]
-    tested = [
-        [r.config, str(r.seed), f'{r.metric} {r.value:.4g}', r.checkpoint_sha256[:12], r.date[:16]] for r in records
-    ]
-    columns = ['config', 'seed', 'result', 'sha256 of the weights', 'date (UTC)']
-    return (
-        '<p>Every number of the leaderboard is a mean over seeds of what <code>tools/test.py</code> says of the last '
-        f'checkpoint of a run.</p>{_commands(stages)}{page.table(["", ""], facts)}'
-        f'<h3>Runs</h3>{page.table(["stage", "seed", "protocol", "config", "time"], runs, codes=["config"])}'
-        f'<h3>Evaluations</h3>{page.table(columns, tested, codes=["config", columns[3]])}'
-    )
+    listed = f'<h3>Runs</h3>{page.table(["stage", "seed", "protocol", "config", "time"], runs, codes=["config"])}'
+    return text + _commands(stages) + page.table(['', ''], facts) + (listed if runs else '')
 
 
 def _commands(stages: list[dict]) -> str:
@@ -163,18 +190,42 @@ def _commands(stages: list[dict]) -> str:
     return f'<pre><code>{html.escape(chr(10).join(lines))}</code></pre>' if lines else ''
 
 
-def build(title: str, note: str, found: list[Row], sections: list[str], out: str | Path) -> Path:
-    """Write the page: title, result, tables, then the sections as they are."""
-    body = f"""<h1>{html.escape(title)}</h1>
-<p class="result">{html.escape(headline(found))}</p>
-<p class="note">{html.escape(note)}</p>
-<h2>Leaderboard</h2>
-<p class="note">± is the sample standard deviation over seeds; differences are paired by seed.</p>
-{as_html(found)}
-{''.join(sections)}"""
+def write_all(found: Board, out: str | Path, title: str = 'Leaderboard', note: str = '') -> list[Path]:
+    """leaderboard.md, .csv and .html below `out`."""
     out = Path(out)
-    out.write_text(page.whole(title, body))
-    return out
+    out.mkdir(parents=True, exist_ok=True)
+    texts = dict(md=as_markdown(found.rows), csv=as_csv(found.rows), html=whole(found, title, note))
+    paths = [out / f'leaderboard.{kind}' for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        path.write_text(text)
+    return paths
+
+
+def whole(found: Board, title: str, note: str = '', pictures: Sequence[str] = (), stages: Sequence[dict] = ()) -> str:
+    """The page: result, tables, figures of the records, then `pictures`, sections as they are, and how all was made."""
+    rows = found.rows
+    cards = ''.join(figures.card(row) for row in rows if row.delta is not None)
+    notes = ''.join(f'<li>{html.escape(one)}</li>' for one in found.notes)
+    head = (
+        f'<h1>{html.escape(title)}</h1><p class="note">{html.escape(note)}</p>'
+        + (f'<div class="cards">{cards}</div>' if cards else '')
+        + (f'<div class="warning">Read with care:<ul>{notes}</ul></div>' if notes else '')
+    )
+    differences, classes = figures.differences(rows), _classes(rows)
+    said = (
+        '<figcaption>Rings: seeds, each paired with the same seed from scratch. Diamond and bar: their mean and sample '
+        'standard deviation.</figcaption>'
+    )
+    parts = [
+        page.section('Leaderboard', as_html(rows) + '<h3>Where the numbers of others are from</h3>' + sources()),
+        page.section('Against from scratch', f'<figure>{differences}{said}</figure>') if differences else '',
+        _section('Training curves', lambda: _curves(rows)),
+        page.section('IoU by class', classes) if classes else '',
+        *pictures,
+        _section('How these numbers were made', lambda: _provenance(rows, stages)),
+    ]
+    foot = 'Made by <code>tools/leaderboard.py</code> of beit_mm from result records. The page loads nothing.'
+    return page.whole(title, head, '\n'.join(filter(None, parts)), foot)
 
 
 def demo_report(root: str | Path, out: str | Path) -> Path:
@@ -188,23 +239,23 @@ def demo_report(root: str | Path, out: str | Path) -> Path:
         raise FileNotFoundError(f'{root}: holds no suite.json; make one with: python tools/benchmark.py SUITE')
     index = json.loads((root / 'suite.json').read_text())
     stages = [stage for stage in index['stages'] if stage['checkpoint']]
+    unfinished = [f'{s["name"]} (seed {s["seed"]})' for s in index['stages'] if not s['checkpoint']]
+    note = index.get('note', '') + (f' Not finished: {", ".join(unfinished)}.' if unfinished else '')
     found = from_folder(root)
-    write_all(found, root)
+    write_all(found, root, index['title'], note)
     first = {stage['name']: stage for stage in reversed(stages)}  # the first seed's
     kinds = {s['kind']: s for s in first.values()}
     segmentors = {s['protocol']: s for s in first.values() if s['kind'] == 'segmentation'}
     segmentors = dict(sorted(segmentors.items(), key=lambda item: BASELINE in item[0]))
     pretrain = kinds.get('pretrain')
-    unfinished = [f'{s["name"]} (seed {s["seed"]})' for s in index['stages'] if not s['checkpoint']]
-    note = index.get('note', '') + (f' Not finished: {", ".join(unfinished)}.' if unfinished else '')
-    sections = [
-        _section('Training curves', lambda: _curves(stages)),
+    pictures = [
         _section('What is behind the mask', lambda: _reconstructions(pretrain) if pretrain else _missing('pretrain')),
         _section('Attention', lambda: _attention(pretrain) if pretrain else _missing('pretrain')),
         _section('Segmentation', lambda: _segmentations(segmentors) if segmentors else _missing('segmentation')),
-        _section('How these numbers were made', lambda: _provenance(found, stages)),
         _section('Photographs', _credits),
     ]
-    print('\n' + as_text(found))
-    print('\n' + headline(found))
-    return build(index['title'], note, found, sections, out)
+    out = Path(out)
+    out.write_text(whole(found, index['title'], note, pictures, stages))
+    print('\n' + as_text(found.rows))
+    print('\n'.join(['', *conclusions(found.rows), *found.notes]))
+    return out

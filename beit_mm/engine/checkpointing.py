@@ -4,6 +4,7 @@ import functools
 import logging
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ..checkpoints.fit import as_ours, fit, grid_of_ours
 from ..checkpoints.formats import INDEX
 from ..checkpoints.load import WEIGHTS, CheckpointError, of_beit_mm, read, sha256, state_dict_of
 from ..registry import HOOKS
+from .recipe import recipe_of
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -56,23 +58,27 @@ def plain(value):
 
 
 def stages_of(config) -> list[dict]:
-    """The checkpoints that a run starts from, each with its own: dicts of config, checkpoint, sha256, stages."""
+    """The checkpoints that a run starts from, each with its own stages: dicts of config, checkpoint, sha256, seed,
+    recipe_sha256, train_seconds and stages; what a file of others does not say is None or empty.
+    """
     starts = []
     if config.get('load_from') and not config.get('resume'):
         starts.append(config.load_from)
-    target = config.get('model', {}).get('target') or {}
-    if target.get('checkpoint'):
-        starts.append(target['checkpoint'])
+    model = config.get('model', {})
+    for part in (model.get('target'), model.get('init_cfg'), (model.get('backbone') or {}).get('init_cfg')):
+        if isinstance(part, dict) and part.get('checkpoint'):
+            starts.append(part['checkpoint'])
     stages = []
     for path in starts:
         content = read(path, map_location='cpu')
         meta = content.get('meta') if isinstance(content.get('meta'), dict) else {}
         stages.append(
             dict(
-                config=str(meta.get('experiment_name', '')),
+                config=re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name', ''))),  # mmengine adds the time
                 checkpoint=Path(path).name,
                 sha256=sha256(path),
                 seed=meta.get('seed'),
+                **{key: of_beit_mm(content).get(key) for key in ('recipe_sha256', 'train_seconds')},
                 stages=of_beit_mm(content).get('stages', []),
             )
         )
@@ -91,9 +97,14 @@ class PlainCheckpointHook(Hook):
 
     def __init__(self) -> None:
         self.stages: list[dict] = []
+        self.trained = 0.0  # seconds, before this process
+        self.started = time.perf_counter()
 
     def before_run(self, runner: Runner) -> None:
         self.stages = stages_of(runner.cfg)
+
+    def before_train(self, runner: Runner) -> None:
+        self.started = time.perf_counter()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         hub = checkpoint['message_hub']
@@ -109,6 +120,8 @@ class PlainCheckpointHook(Hook):
                 beit_mm=dict(
                     revision=code_revision(),
                     stages=self.stages,
+                    recipe_sha256=recipe_of(runner.cfg),
+                    train_seconds=round(self.trained + time.perf_counter() - self.started, 2),
                     backbone=dict(model.get('backbone') or {}),
                     preprocessing=preprocessing_of(runner.cfg),
                 ),
@@ -119,7 +132,8 @@ class PlainCheckpointHook(Hook):
         meta = checkpoint.get('meta', {})
         meta.pop('config', None)
         if runner._resume:
-            self.stages = meta.get('beit_mm', {}).get('stages', [])
+            self.stages = of_beit_mm(checkpoint).get('stages', [])
+            self.trained = of_beit_mm(checkpoint).get('train_seconds', 0.0)
         hub = checkpoint.get('message_hub')
         if hub is None:
             return

@@ -1,6 +1,7 @@
 """From a config file to a finished run: what `tools/train.py` and `tools/test.py` call."""
 
 import contextlib
+import copy
 import functools
 import logging
 import os
@@ -214,13 +215,14 @@ def evaluate(
             raise ConfigError(f'{config.filename}: {key} is missing, which testing needs')
     if tta:
         with_tta(config)
+    alone = copy.deepcopy(config)  # the caller's keeps its training: a record is of the whole recipe
     if show_dir:
         check_writable(Path(show_dir))
-        config.custom_hooks = [*config.custom_hooks, dict(type='beit_mm.ShowSegmentationHook', out_dir=show_dir)]
-    config.train_dataloader = config.train_cfg = config.optim_wrapper = config.param_scheduler = None
-    config.val_dataloader = config.val_cfg = config.val_evaluator = None
-    config.visualizer = None
-    runner = Runner.from_cfg(config)
+        alone.custom_hooks = [*alone.custom_hooks, dict(type='beit_mm.ShowSegmentationHook', out_dir=show_dir)]
+    alone.train_dataloader = alone.train_cfg = alone.optim_wrapper = alone.param_scheduler = None
+    alone.val_dataloader = alone.val_cfg = alone.val_evaluator = None
+    alone.visualizer = None
+    runner = Runner.from_cfg(alone)
     load_whole(model_of(runner), config, checkpoint)
     runner.cfg.load_from = runner._load_from = None
     runner._has_loaded = True
