@@ -96,14 +96,18 @@ def test_checkpoints_hold_nothing_but_tensors_and_plain_types(tmp_path):
 
 def test_stages_name_their_checkpoints(tmp_path):
     first, second = tmp_path / 'tokenizer.pth', tmp_path / 'pretrain.pth'
-    write(dict(state_dict={}, meta=dict(experiment_name='tok', seed=1)), first)
+    told = dict(recipe_sha256='r' * 64, train_seconds=7.5)
+    write(dict(state_dict={}, meta=dict(experiment_name='tok_20260101_120000', seed=1, beit_mm=told)), first)
     mim = Config(dict(model=dict(target=dict(checkpoint=str(first)))))
     stages = stages_of(mim)
-    assert stages == [dict(config='tok', checkpoint='tokenizer.pth', sha256=sha256(first), seed=1, stages=[])]
+    assert stages == [dict(config='tok', checkpoint='tokenizer.pth', sha256=sha256(first), seed=1, **told, stages=[])]
+    own = Config(dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=str(first))))))
+    assert stages_of(own) == stages
     write(dict(state_dict={}, meta=dict(experiment_name='mim', seed=2, beit_mm=dict(stages=stages))), second)
     tuned = stages_of(Config(dict(load_from=str(second), resume=False)))
     assert tuned[0]['sha256'] == sha256(second)
     assert tuned[0]['stages'] == stages
+    assert tuned[0]['recipe_sha256'] is tuned[0]['train_seconds'] is None  # that file does not say
     assert stages_of(Config(dict(load_from=str(second), resume=True))) == []  # goes on: no new stage
 
 
