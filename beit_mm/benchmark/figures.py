@@ -101,8 +101,8 @@ def class_bars(row: Row, baseline: Row | None = None) -> str:
         if name in theirs:
             bars += f'<i class="base" style="width:{theirs[name]:.2f}%"></i>'
             text += f' <span class="note">{ours[name] - theirs[name]:+.1f}</span>'
-        lines.append(f'<span>{html.escape(name)}</span><div>{bars}</div><span>{text}</span>')
-    return f'<div class="bars">{"".join(lines)}</div>' if lines else ''
+        lines.append(f'<li><span>{html.escape(name)}</span><div>{bars}</div><span>{text}</span></li>')
+    return f'<ul class="bars">{"".join(lines)}</ul>' if lines else ''
 
 
 def card(row: Row) -> str:

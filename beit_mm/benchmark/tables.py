@@ -94,9 +94,12 @@ def number(value: float, metric: str) -> str:
 
 
 def with_spread(value: float, spread: float | None, metric: str) -> str:
-    """`41.5 ± 0.3`, or `41.5` where there is no spread."""
-    text = number(value, metric)
-    return text if spread is None or spread != spread else f'{text} ± {number(spread, metric)}'
+    """`41.5 ± 0.3`, or `41.5` where there is no spread; another digit for a spread that would be 0.0."""
+    if spread is None or spread != spread:
+        return number(value, metric)
+    if 0 < spread < 0.05 and 'error' not in metric:
+        return f'{value:.2f} ± {spread:.2f}'
+    return f'{number(value, metric)} ± {number(spread, metric)}'
 
 
 def verdict(row: Row) -> str:
@@ -152,21 +155,21 @@ def _columns(task: str, metric: str) -> list[Column]:
         Column('main', main, MEASURED, 'mean ± sample standard deviation over seeds'),
         Column('delta', f'against {BASELINE}', MEASURED, 'mean ± sample standard deviation of differences per seed'),
         Column('seeds', 'seeds', MEASURED, 'trainings with different seeds'),
+        Column('says', main, REFERENCE, 'what others say; not measured here'),
+        Column('source', 'source', REFERENCE, numeric=False),
         Column('range', 'range', MEASURED, 'lowest and highest seed', optional=True),
         *(Column(name, LABELS.get(name, name), MEASURED, 'mean over seeds', True) for name in EXTRA.get(task, ())),
         Column('start', 'starts from', MEASURED, 'what its weights came from, nearest first', numeric=False),
         Column('parameters', 'params', COST, 'millions of parameters, the head included'),
         Column('macs', 'GMACs', COST, 'billions of multiply-accumulates of one image; FLOPs are twice that'),
         Column('speed', 'images/s', COST, 'images per second of the test, loading included, on its device'),
-        Column('memory', 'memory', COST, 'peak MB of the test: of the GPU, without one of the process'),
+        Column('memory', 'memory', COST, 'peak MB of the GPU, without one of the process that tested'),
         Column('time', 'training', COST, 'wall time of the training alone'),
         Column('road', 'with all before', COST, 'wall time with tokenizer and pre-training'),
-        Column('says', main, REFERENCE, 'what others say; not measured here'),
         Column('top5', 'top-5 %', REFERENCE, 'what others say; not measured here'),
         Column('mean_class', 'mAcc %', REFERENCE, 'what others say; not measured here'),
         Column('crop', 'crop', REFERENCE, 'share of the short side that is tested'),
         Column('millions', 'params', REFERENCE, 'millions of parameters'),
-        Column('source', 'source', REFERENCE, numeric=False),
     ]
 
 
