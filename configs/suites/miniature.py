@@ -1,12 +1,13 @@
-"""The whole road on embedded data: what `make demo` runs. Ours, no paper row.
+"""The whole road on embedded mosaics in colour: what `make demo` runs. Ours, no paper row.
 
     python tools/benchmark.py configs/suites/miniature.py --seeds 3
 """
 
 title = 'BEiT in miniature, on embedded data'
 note = (
-    'Embedded data: photographs that ship with scikit-image and scikit-learn, not ADE20K, not ImageNet. Pre-trained and '
-    'from-scratch models share recipe, steps and the same 256 labelled images; pre-training saw unlabelled crops only.'
+    'Embedded data: mosaics of photographs that ship with scikit-image and scikit-learn, in colour; not ADE20K, not '
+    'ImageNet. Pre-trained and from-scratch models share recipe, steps and the same 256 labelled images; tokenizer and '
+    'pre-training saw other mosaics, without labels, of the training parts of the photographs.'
 )
 root = 'work_dirs/demo'
 
@@ -25,19 +26,19 @@ def _fast(iterations):
     }
 
 
-_classify = 'configs/classification/beit-mini-p8_{}_1xb64-100_embedded-64.py'
-_segment = 'configs/segmentation/beit-mini-p8_{}_1xb32-150_embedded-64.py'
+_classify = 'configs/classification/beit-mini-p8_{}_1xb64-100_mosaics-64.py'
+_segment = 'configs/segmentation/beit-mini-p8_{}_1xb32-60_mosaics-64.py'
 stages = [
     dict(
         name='tokenizer',
         kind='tokenizer',
-        config='configs/tokenizer/dvae-512_1xb64-300_embedded-32.py',
+        config='configs/tokenizer/dvae-512_1xb64-300_mosaics-32.py',
         fast={**_fast(20), 'custom_hooks.0.num_images': 64},
     ),
     dict(
         name='pretrain',
         kind='pretrain',
-        config='configs/pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py',
+        config='configs/pretrain/beit-mini-p8_dvae_1xb48-1500_mosaics-64.py',
         options={'model.target.checkpoint': '{tokenizer}'},
         fast=_fast(10),
     ),
@@ -49,6 +50,6 @@ stages = [
         fast=_fast(10),
     ),
     dict(name='classify-scratch', kind='classification', config=_classify.format('scratch'), fast=_fast(10)),
-    dict(name='segment', kind='segmentation', config=_segment.format('upernet'), start='pretrain', fast=_fast(10)),
-    dict(name='segment-scratch', kind='segmentation', config=_segment.format('upernet-scratch'), fast=_fast(10)),
+    dict(name='segment', kind='segmentation', config=_segment.format('setr-pup'), start='pretrain', fast=_fast(10)),
+    dict(name='segment-scratch', kind='segmentation', config=_segment.format('setr-pup-scratch'), fast=_fast(10)),
 ]
