@@ -7,4 +7,4 @@ Differs from beit-mini-p8_setr-pup in nothing but that no weights are loaded.
 
 _base_ = ['./beit-mini-p8_setr-pup_1xb32-60_mosaics-64.py']
 
-protocol = 'from scratch'
+protocol = 'SETR-PUP, from scratch'

@@ -11,7 +11,7 @@ are the best of a few for both rows, with and without pre-training, on seed 3.
 _base_ = ['../_base_/runtime.py', '../_base_/datasets/mosaics_seg.py', '../_base_/models/beit_mini_setr_pup.py']
 
 default_scope = 'mmseg'
-protocol = 'fine-tune'
+protocol = 'SETR-PUP, fine-tune'
 model = dict(test_cfg=dict(_delete_=True, mode='whole'))
 optim_wrapper = dict(
     type='OptimWrapper',
