@@ -27,6 +27,7 @@ from .tables import target
 TILE, GAP, FONT = 192, 8, 12  # pixels: of a picture's longer side, between pictures, of letters
 HIDDEN = 190  # grey of a masked patch
 SHARE_SHOWN = 0.005  # of a mixed label
+NAMES = dict(patches='patches', tokens_view='for the tokenizer')  # of the two views
 
 
 class Cell(NamedTuple):
@@ -160,14 +161,14 @@ class _Show:
             picture = as_rgb(np.ascontiguousarray(as_loaded(sample[view], sample[view].shape[1:], self.flipped)))
             side = f'{picture.shape[1]} px'
             if view == 'patches' and 'mask' in sample:
-                cells.append(Cell(f'{title}: patches, {side}', picture))
+                cells.append(Cell(f'{title}: {NAMES[view]}, {side}', picture))
                 mask = sample['mask'].numpy()
                 rows, columns = (np.arange(n) * m // n for n, m in zip(picture.shape[:2], mask.shape))
                 hidden = mask[rows][:, columns]
                 picture = np.where(hidden[..., None], np.uint8(HIDDEN), picture)
                 cells.append(Cell(f'{int(mask.sum())} of {mask.size} masked', picture))
             else:
-                cells.append(Cell(f'{title}: {"tokenizer's view" if view == "tokens_view" else view}, {side}', picture))
+                cells.append(Cell(f'{title}: {NAMES[view]}, {side}', picture))
         return cells
 
 
