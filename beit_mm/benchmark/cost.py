@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 BACKWARD = 2  # forward passes that a backward pass costs
+FLOPS_PER_MAC = 2
 
 
 class Cost(NamedTuple):
@@ -18,12 +21,21 @@ class Cost(NamedTuple):
     macs: int
 
 
-@torch.no_grad()
 def cost_of(model: nn.Module, *inputs: torch.Tensor, forward: Callable | None = None) -> Cost:
     """Cost of `forward(*inputs)`, by default `model(*inputs)`, in eval mode; divide macs by the batch for one image.
 
     Matrix products, convolutions and attention count; norms, activations and additions do not. Fused attention is off
     while counting, since the counter does not know all its kernels: BEiT-B at 224 px has 17.56 GMACs.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters, macs_by_module(model, *inputs, forward=forward)[''])
+
+
+@torch.no_grad()
+def macs_by_module(model: nn.Module, *inputs: torch.Tensor, forward: Callable | None = None) -> dict[str, int]:
+    """{name of a submodule that was called: multiply-accumulates in it, its parts included}; '' is all of them.
+
+    Arguments and what counts: `cost_of`. A module that is called twice counts twice.
     """
     training = model.training
     model.eval()
@@ -32,5 +44,20 @@ def cost_of(model: nn.Module, *inputs: torch.Tensor, forward: Callable | None = 
             (forward or model)(*inputs)
     finally:
         model.train(training)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(parameters, counter.get_total_flops() // 2)
+    macs = {'': counter.get_total_flops() // FLOPS_PER_MAC}
+    root = f'{type(model).__name__}.'
+    for name, counts in counter.get_flop_counts().items():
+        if name.startswith(root):
+            macs[name[len(root) :]] = sum(counts.values()) // FLOPS_PER_MAC
+    return macs
+
+
+def build_on_meta(config: Config) -> nn.Module:
+    """A config's model without any memory for its weights, in eval mode; its tokenizer's checkpoint is not needed."""
+    model = dict(config.model)
+    if config.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
+    if (model.get('target') or {}).get('checkpoint'):
+        model['target'] = dict(model['target'], checkpoint=None)
+    with torch.device('meta'), DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        return MODELS.build(model).eval()

@@ -185,7 +185,10 @@ def _read_safetensors(path: Path, device: str) -> dict:
         with safe_open(path, framework='pt', device=device) as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
             said = (file.metadata() or {}).get('beit_mm')
-        return dict(state_dict=weights, meta=dict(beit_mm=json.loads(said))) if said else weights
+        if not said:
+            return weights
+        meta = json.loads(said)
+        return dict(state_dict=weights, meta=meta if 'beit_mm' in meta else dict(beit_mm=meta))
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
 
@@ -206,6 +209,13 @@ def _into_place(path: Path, put: Callable[[IO[bytes]], object]) -> None:
 def write(checkpoint: dict, filename: str | os.PathLike) -> None:
     """Write a checkpoint so that the name only ever holds a complete file."""
     _into_place(Path(filename), lambda file: torch.save(checkpoint, file))
+
+
+def write_safetensors(weights: dict[str, torch.Tensor], said: dict, filename: str | os.PathLike) -> None:
+    """Write weights so that the name only ever holds a complete file. said: what `read` gives back as `meta` if it has
+    a `beit_mm`, else as `meta.beit_mm`; of what JSON can hold."""
+    metadata = dict(format='pt', **({'beit_mm': json.dumps(said)} if said else {}))
+    _into_place(Path(filename), lambda file: file.write(serialise(weights, metadata=metadata)))
 
 
 KEY_OF_WEIGHTS = {'unilm': 'model', 'beit_mm': 'state_dict', 'mmpretrain': 'state_dict', 'mmseg': 'state_dict'}
@@ -232,8 +242,7 @@ def convert_file(source: Path, destination: Path, form: str | None, target: str,
     carried = dict(preprocessing=preprocessing) if preprocessing else {}
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.suffix == '.safetensors':
-        metadata = dict(format='pt', **({'beit_mm': json.dumps(carried)} if carried else {}))
-        _into_place(destination, lambda file: file.write(serialise(weights, metadata=metadata)))
+        write_safetensors(weights, carried, destination)
     elif destination.suffix == '.pdparams':
         arrays = {key: _array(value) for key, value in weights.items()}
         _into_place(destination, lambda file: pickle.dump(arrays, file, protocol=4))

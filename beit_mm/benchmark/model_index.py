@@ -1,0 +1,184 @@
+"""Results for others' indexes: OpenMMLab's metafile (model-index) and Hugging Face's `.eval_results`, from records.
+
+Embedded data are never called by the name of another data set here, whatever a config calls them.
+"""
+
+import functools
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+
+from ..compat import CONFIG_ROOT
+from ..engine.configs import load_config
+from .analysis.flops import count
+from .records import Record, RecordError, read_all
+
+EMBEDDED_NOTE = 'embedded data (mosaics of photographs in the scikit-image and scikit-learn wheels)'
+TASKS = {  # of records: as OpenMMLab's metafiles call them
+    'classification': 'Image Classification',
+    'segmentation': 'Semantic Segmentation',
+    'pretrain': 'Masked Image Modeling',
+    'tokenizer': 'Image Tokenization',
+}
+METRICS = {'accuracy/top1': 'Top 1 Accuracy', 'accuracy/top5': 'Top 5 Accuracy'}
+MULTI_SCALE = 'multi-scale and flip'
+OPENMMLAB = {'ImageNet': 'ImageNet-1k', 'CIFAR10': 'CIFAR-10', 'CIFAR100': 'CIFAR-100'}
+HUB = {  # data sets on the Hugging Face Hub; others keep their own name, which is of no data set there
+    'ImageNet': 'ILSVRC/imagenet-1k',
+    'ADE20K': 'zhoubolei/scene_parse_150',
+    'CIFAR10': 'uoft-cs/cifar10',
+    'CIFAR100': 'uoft-cs/cifar100',
+}
+HUB_TASKS = {'classification': 'image_classification', 'segmentation': 'semantic_segmentation'}
+HEADER = (
+    '# Written by tools/publish.py --metafile from result records; not to be edited by hand.\n'
+    '# FLOPs are multiply-accumulates of one image, as in the metafiles of mmpretrain. Metrics are the mean\n'
+    '# over Seeds (accuracies and IoU in percent), with the sample standard deviation (n - 1) as `<metric> std`.\n'
+)
+
+
+def dataset_of(record: Record, names: dict[str, str]) -> str:
+    """What a data set is called elsewhere; embedded data by their own name alone."""
+    if record.embedded:
+        return 'EmbeddedDigits' if 'digits' in record.dataset.lower() else 'EmbeddedScenes'
+    return names.get(record.dataset, record.dataset)
+
+
+@functools.cache
+def _counted(config: str) -> dict[str, int]:
+    """Parameters and multiply-accumulates of one of our configs, by its name; nothing for another's."""
+    found = sorted(CONFIG_ROOT.glob(f'*/{config}.py'))
+    if not found:
+        return {}
+    total = count(load_config(found[0]))[0][-1]
+    return dict(parameters=total.parameters, macs=total.macs)
+
+
+def costs(record: Record) -> dict:
+    """parameters, macs and, where the record says so, train_seconds: the one place that knows where they stand."""
+    return {**_counted(record.config), **(getattr(record, 'cost', None) or {})}
+
+
+def newest(records: Iterable[Record]) -> list[Record]:
+    """Of several evaluations of one seed on one data set by one protocol the last, in the order of the configs."""
+    last: dict[tuple, Record] = {}
+    for record in sorted(records, key=lambda record: record.date):
+        last[record.config, record.dataset, record.protocol, record.seed, record.split] = record
+    return sorted(last.values(), key=lambda r: (r.task, r.config, r.dataset, r.protocol, r.seed))
+
+
+def _read(folder: str) -> list[Record]:
+    records = newest(read_all(folder))
+    if not records:
+        raise RecordError(
+            f'{folder}: there are no records; python tools/test.py CONFIG CHECKPOINT --record DIR makes one'
+        )
+    return records
+
+
+def _metrics(records: Sequence[Record]) -> dict[str, float]:
+    """Mean and spread over seeds of all metrics but those of single classes."""
+    found: dict[str, float] = {}
+    for name in records[0].metrics:
+        values = [record.metrics[name] for record in records if name in record.metrics]
+        if '.' in name or not values:
+            continue
+        label = METRICS.get(name, name)
+        label = f'{label}(ms+flip)' if MULTI_SCALE in records[0].protocol else label
+        found[label] = _short(statistics.mean(values))
+        if len(values) > 1:
+            found[f'{label} std'] = _short(statistics.stdev(values))
+    return found
+
+
+def _short(value: float) -> float:
+    return float(f'{value:.4g}')
+
+
+def metafile(folder: str) -> str:
+    """The text of a metafile: a model per config, a result per data set and protocol."""
+    by_config: dict[str, list[Record]] = defaultdict(list)
+    for record in _read(folder):
+        by_config[record.config].append(record)
+    models = []
+    for config, records in by_config.items():
+        cost = costs(records[0])
+        metadata = dict(Architecture=records[0].preset)
+        for label, key in (('FLOPs', 'macs'), ('Parameters', 'parameters')):
+            if key in cost:
+                metadata[label] = cost[key]
+        if cost.get('train_seconds'):
+            metadata['Training Resources'] = f'{cost["train_seconds"] / 3600:.2f} h on {records[0].device}'
+        results: dict[tuple, list[Record]] = defaultdict(list)
+        for record in records:
+            results[record.task, record.dataset, record.embedded, record.protocol].append(record)
+        found = sorted(CONFIG_ROOT.glob(f'*/{config}.py'))
+        models.append(dict(
+            Name=config,
+            **({'In Collection': 'BEiT', 'Config': f'configs/{found[0].relative_to(CONFIG_ROOT)}'} if found else {}),
+            Metadata=metadata,
+            Results=[_result(key[0], group) for key, group in results.items()],
+        ))  # fmt: skip
+    return HEADER + yaml.safe_dump(dict(Models=models), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _result(task: str, records: list[Record]) -> dict:
+    first = records[0]
+    entry = dict(Task=TASKS.get(task, task), Dataset=dataset_of(first, OPENMMLAB), Protocol=first.protocol)
+    if first.embedded:
+        entry['Notes'] = EMBEDDED_NOTE
+    return dict(entry, Images=first.num_images, Seeds=[r.seed for r in records], Metrics=_metrics(records))
+
+
+def hub_entry(record: Record, source: str | None = None) -> dict:
+    """One entry of `.eval_results/*.yaml`: https://huggingface.co/docs/hub/eval-results."""
+    commit = record.revision.get('commit', '')[:8] + ('-dirty' if record.revision.get('dirty') else '')
+    notes = [
+        f'{METRICS.get(record.metric, record.metric)} in percent, {record.protocol}, {record.preset}',
+        f'{record.num_images} images of {record.split}, seed {record.seed}',
+        f'beit_mm {record.revision.get("version", "")} {commit}'.strip(),
+    ]
+    if record.embedded:
+        notes.insert(0, EMBEDDED_NOTE)
+    entry = dict(
+        dataset=dict(id=dataset_of(record, HUB), task_id=HUB_TASKS[record.task]),
+        value=round(record.value, 2),
+        date=record.date,
+    )
+    if source:
+        entry['source'] = dict(url=source, name='beit_mm')
+    return dict(entry, notes='; '.join(notes))
+
+
+def write_eval_results(folder: str, out: str, source: str | None = None) -> list[Path]:
+    """OUT/<config>-<sha256[:8] of the checkpoint>/.eval_results/<data set>_<protocol>.yaml: a folder per checkpoint,
+    for the repository of its model. Tokenizers and pre-training have no benchmark there and are left out.
+
+    source: an address that readers are sent to. What is written is read back by huggingface_hub where that is there.
+    """
+    written = []
+    for record in _read(folder):
+        if record.task not in HUB_TASKS:
+            continue
+        entry = hub_entry(record, source)
+        _parsed(entry)
+        name = ''.join(c if c.isalnum() else '-' for c in f'{dataset_of(record, {})}_{record.protocol}'.lower())
+        place = Path(out) / f'{record.config}-{record.checkpoint_sha256[:8]}' / '.eval_results'
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / f'{name}.yaml'
+        path.write_text(yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, width=120))
+        written.append(path)
+    return written
+
+
+def _parsed(entry: dict) -> None:
+    try:
+        from huggingface_hub import parse_eval_result_entries
+    except ImportError:
+        return
+    (parsed,) = parse_eval_result_entries([entry])
+    if (parsed.dataset_id, parsed.value) != (entry['dataset']['id'], entry['value']):
+        raise RecordError(f'huggingface_hub reads {entry} as {parsed}')
