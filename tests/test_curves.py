@@ -15,6 +15,17 @@ def log(work_dir, stamp, lines, tail=''):
     (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)) + '\n' + tail)
 
 
+def test_of_training_and_validation_one_is_a_curve(tmp_path):
+    """Masked accuracy is logged in both."""
+    train = [{'acc': float(step), 'iter': step, 'step': step} for step in (50, 100, 150)]
+    log(
+        tmp_path,
+        '20260101_000000',
+        [train[0], train[1], {'acc': 7.0, 'step': 100}, train[2], {'acc': 8.0, 'step': 150}],
+    )
+    assert curves.read_scalars(tmp_path) == {'acc': ([100, 150], [7.0, 8.0])}
+
+
 def test_resumed_run_merges_by_step(tmp_path):
     log(
         tmp_path,

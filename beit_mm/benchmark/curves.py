@@ -60,6 +60,7 @@ def _curves(work_dir: str | Path) -> dict[str, Curve]:
     progress = read_progress(work_dir)
     epoch_length = progress.epoch_length if progress else None
     found: dict[str, dict[int, float]] = {}
+    validated: set[str] = set()
     epoch = 0
     for scalars in _lines(work_dir):
         step = int(scalars.get('iter', scalars.get('step', 0)))
@@ -69,7 +70,12 @@ def _curves(work_dir: str | Path) -> dict[str, Curve]:
         for name, value in scalars.items():
             if name in TIMES and 'iter' not in scalars:
                 continue  # of an evaluation
-            if step and isinstance(value, (int, float)):
+            if not step or not isinstance(value, (int, float)):
+                continue
+            if 'iter' not in scalars and name not in validated:
+                validated.add(name)
+                found.pop(name, None)
+            if 'iter' not in scalars or name not in validated:
                 found.setdefault(name, {})[step] = float(value)
     return {name: (sorted(points), [points[s] for s in sorted(points)]) for name, points in found.items()}
 
@@ -77,9 +83,9 @@ def _curves(work_dir: str | Path) -> dict[str, Curve]:
 def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
     """name -> (steps, values) from a work_dir's vis_data/scalars.json; of a resumed run the later lines win.
 
-    Training lines carry `iter`, validation lines only `step`, which in epoch-based runs counts epochs. A line that a
-    killed run left half written does not count, and neither does step 0, under which a test of a finished run is
-    logged.
+    Training lines carry `iter`, validation lines only `step`, which in epoch-based runs counts epochs; of a scalar
+    that both have, validation's counts. A line that a killed run left half written does not count, and neither does
+    step 0, under which a test of a finished run is logged.
     """
     return {name: curve for name, curve in _curves(work_dir).items() if name not in NOT_SCALARS}
 
