@@ -86,7 +86,7 @@ def test_mean_is_drawn_between_the_seeds(svg):
 
 def test_svg_is_of_the_page(svg):
     texts = re.findall(r'<text[^>]*>([^<]*)</text>', svg)
-    assert {'segmentation', 'mIoU, %', 'step', 'fine-tune, mean of 2 seeds', 'from scratch'} <= set(texts)
+    assert {'segmentation', 'mIoU, %', 'step', 'fine-tune (2 seeds)', 'from scratch'} <= set(texts)
     assert svg.startswith('<svg fill="currentColor"')
     assert curves.INK not in svg
     assert not re.search(r'(?:src|href)="(?!#)', svg)

@@ -11,12 +11,14 @@ import matplotlib as mpl
 
 mpl.use('Agg')
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 COLOURS = {'fine-tune': '#ea580c', 'from scratch': '#64748b'}  # readable on white and on dark
 INK = '#010203'  # stands for the page's text colour while matplotlib draws
 INKED = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color', 'grid.color')
 TIMES = ('time', 'data_time', 'memory')  # seconds per step, of it waiting for data; MB
 NOT_SCALARS = ('iter', 'step', 'epoch', *TIMES)
+LEGEND_INSIDE = 3  # names that find room inside an axis; more go below it
 Curve = tuple[list[int], list[float]]
 Panel = tuple[str, str, Mapping[str, Sequence[Curve]]]
 # mmengine's line: Iter(train) [ 50/100] ... eta: 0:00:13  time: ..., or Epoch(train)  [2][ 50/196] ...
@@ -128,7 +130,9 @@ def save(panels: Sequence[Panel], path: str | Path, colours: Mapping[str, str] =
 
 
 def _figure(panels: Sequence[Panel], colours: Mapping[str, str]):
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.1), squeeze=False)
+    below = max((len(groups) for *_, groups in panels if len(groups) > LEGEND_INSIDE), default=0)
+    size = (4.4 * len(panels), 3.1 + 0.2 * below)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         _draw_panel(axis, *panel, colours)
     figure.tight_layout()
@@ -145,12 +149,16 @@ def _draw_panel(
                 axis.plot(steps, values, color=colour, alpha=0.45, linewidth=1)
         steps, values = mean_curve(curves)
         marker = 'o' if len(steps) <= 12 else None
-        text = name if len(curves) == 1 else f'{name}, mean of {len(curves)} seeds'
+        text = name if len(curves) == 1 else f'{name} ({len(curves)} seeds)'
         axis.plot(steps, values, color=colour, linewidth=2, marker=marker, markersize=3.5, label=text)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel('step')
     axis.set_ylabel(label)
     axis.grid(alpha=0.2)
     axis.spines[['top', 'right']].set_visible(False)
-    if len(groups) > 1:
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=''))  # 160k
+    if len(groups) > LEGEND_INSIDE:
+        axis.legend(fontsize=8, framealpha=0, loc='upper center', bbox_to_anchor=(0.5, -0.17))
+    elif len(groups) > 1:
         axis.legend(fontsize=8, framealpha=0)

@@ -77,7 +77,8 @@ def _curves(rows: Sequence[Row]) -> str:
                 drawn.append(curves.draw([(title, label, lines)], colours))
     if not drawn:
         return '<p class="note">Not here: no log lay beside the checkpoints that were tested.</p>'
-    return f'<div class="plots">{"".join(f"<figure>{svg}</figure>" for svg in drawn)}</div>'
+    said = '<p class="note">Thin: seeds. Thick: their mean.</p>'
+    return f'{said}<div class="plots">{"".join(f"<figure>{svg}</figure>" for svg in drawn)}</div>'
 
 
 def _name(row: Row, members: Sequence[Row]) -> str:
