@@ -127,7 +127,7 @@ def tiny(path: Path, folders: Path) -> dict:
         if config.get(name) is not None:
             options.update(tiny_loader(name, config[name], length, folders))
     # what is made for the embedded images is small as it is
-    real = not re.search('mini|embedded|scenes', path.stem)
+    real = not re.search('mini|embedded|scenes|mosaics', path.stem)
     if 'ade20k' in path.stem:
         options.update(tiny_segmentor(config))
     elif real:
