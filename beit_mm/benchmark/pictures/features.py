@@ -93,7 +93,8 @@ def numbers_of(features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def in_plane(features: np.ndarray, how: str, seed: int) -> np.ndarray:
-    """Features (n, D) -> (n, 2) by t-SNE (of their cosines, from PCA) or by PCA; the same for the same seed."""
+    """Features (n, D) -> (n, 2) by PCA, or by t-SNE of their cosines, turned so that it is widest across; the same for
+    the same seed."""
     if how == 'pca':
         scores, _ = principal(features, 2)
         return np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
@@ -101,7 +102,8 @@ def in_plane(features: np.ndarray, how: str, seed: int) -> np.ndarray:
 
     unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
     perplexity = min(PERPLEXITY, max(1.0, (len(features) - 1) / 3))
-    return TSNE(2, perplexity=perplexity, init='pca', random_state=seed, n_jobs=1).fit_transform(unit)
+    places = TSNE(2, perplexity=perplexity, init='pca', random_state=seed, n_jobs=1).fit_transform(unit)
+    return principal(places, 2)[0]
 
 
 def features_panel(
@@ -193,7 +195,7 @@ def _scatter(axis, places: np.ndarray, labels: np.ndarray | None, classes: Seque
     axis.spines[:].set_visible(True)
     axis.spines[:].set_color('#d1d5db')
     if labels is None:
-        axis.scatter(*places.T, s=14, color='#2563eb', linewidths=0)
+        axis.scatter(*places.T, s=20, color='#2563eb', linewidths=0)
         return
     there, counts = np.unique(labels, return_counts=True)
     named = set(there[np.argsort(-counts, kind='stable')][:MOST_IN_LEGEND].tolist())
@@ -203,5 +205,5 @@ def _scatter(axis, places: np.ndarray, labels: np.ndarray | None, classes: Seque
         mine = places[labels == label]
         marker = 'o^sDv'[place // 20 % 5]
         text = name if label in named else None
-        axis.scatter(*mine.T, s=16, color=colour, linewidths=0, marker=marker, label=text)
+        axis.scatter(*mine.T, s=20, color=colour, linewidths=0, marker=marker, label=text)
     axis.legend(loc='center left', bbox_to_anchor=(1.0, 0.5), markerscale=1.6, handletextpad=0.2)

@@ -14,7 +14,9 @@ from ...ops.pixels import unmap_pixels
 from .canvas import GAP, TILE, Panel, PictureError, chart, fitted, sheet
 from .models import device_of
 
-GOLDEN = 0.6180339887498949  # steps of this share of the circle keep any number of hues apart
+# Of hue, brightness and saturation from a code to the next: powers of the root of x^4 = x + 1, whose multiples fill a
+# cube evenly however many there are (Roberts 2018, the R3 sequence)
+STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
 SMALLEST_CELL = 26  # pixels of a cell that has room for its number
 CHART_HEIGHT = 230
 LUMINANCE_OF_BLACK_TEXT = 120
@@ -22,9 +24,8 @@ LUMINANCE_OF_BLACK_TEXT = 120
 
 def colours_of(tokens: np.ndarray) -> np.ndarray:
     """Tokens (...) -> (..., 3) uint8: a code has the same colour always, near codes have others."""
-    hue = (tokens * GOLDEN) % 1.0
-    light = 0.62 + 0.38 * ((tokens * GOLDEN * GOLDEN * 7) % 1.0)
-    strength = 0.45 + 0.5 * ((tokens * GOLDEN * 3.7) % 1.0)
+    hue, light, strength = ((tokens * step) % 1.0 for step in STEPS)
+    light, strength = 0.5 + 0.5 * light, 0.3 + 0.65 * strength
     sectors = (hue[..., None] * 6 + np.array([0.0, 4.0, 2.0])) % 6
     pure = np.clip(np.abs(sectors - 3) - 1, 0, 1)
     return (255 * light[..., None] * (1 - strength[..., None] * (1 - pure))).round().astype(np.uint8)
