@@ -11,7 +11,7 @@ from ...data.embedded import LUMA
 from ...models.backbone import BEiTViT
 from .. import attention
 from .canvas import TILE, Panel, PictureError, fitted, heat, sheet
-from .images import Image, Region, normalised, regions_of, shown, to_patches
+from .images import Image, Region, normalised, regions_of, shown, to_patches, told
 from .models import device_of
 
 RED, WHITE = (230, 30, 40), (255, 255, 255)
@@ -156,7 +156,7 @@ def attention_panel(
             f'{numbers["everywhere"]:.3f}.'
         )
     caption += f' Effective patches (exp of the entropy) of {grid}: {np.mean(effective):.1f}.'
-    caption += ''.join(f'\n{said}.' for said in resized[:1]) + (f' And {len(resized) - 1} more.' if resized[1:] else '')
+    caption += told(resized)
     return Panel('attention', sheet(list(columns.items()), tile=tile, caption=caption), numbers, caption)
 
 
@@ -209,5 +209,5 @@ def rollout_panel(
         + ', '.join(f'{name.split(", ")[1]} {np.mean(values):.1f}' for name, values in spread.items())
         + '.'
     )
-    caption += ''.join(f'\n{said}.' for said in resized[:1]) + (f' And {len(resized) - 1} more.' if resized[1:] else '')
+    caption += told(resized)
     return Panel('rollout', sheet(list(columns.items()), caption=caption), numbers, caption)

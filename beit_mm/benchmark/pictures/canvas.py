@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from ...engine.overlay import Entry, legend, letters
 
 TILE = 192  # screen pixels of a picture's longer side: small images are enlarged by a whole factor
+PAGE = 1000  # pixels across, where pictures are large enough to fill them
 GAP, FONT, LEADING = 6, 13, 17  # pixels: between tiles, of letters, of lines
 MOST_COLUMNS = 8  # beside each other
 INK, DIM = (31, 41, 55), (90, 99, 112)
@@ -44,6 +45,12 @@ def fitted(picture: np.ndarray, tile: int = TILE) -> np.ndarray:
         return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
     factor = max(1, round(tile / longer))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def roomy(pictures: Sequence[np.ndarray], columns: int) -> int:
+    """The tile for pictures that are larger than TILE, so that all columns of them together have PAGE pixels."""
+    longest = max(max(picture.shape[:2]) for picture in pictures)
+    return max(TILE, min(longest, PAGE // columns))
 
 
 def heat(values: np.ndarray, colours: str = 'inferno') -> np.ndarray:

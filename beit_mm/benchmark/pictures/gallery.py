@@ -77,12 +77,10 @@ class Wishes:
 
     def packed(self, most: int) -> tuple[list[dict], list[dict]]:
         """Of the config's test pipeline: the samples that are shown, and others that are only counted."""
-        if self.images:
-            return sources.packed_samples(self.loaded, self.indices, self.images), []
-        count = len(sources.test_dataset(self.loaded))
-        shown = self.chosen(count)
-        more = [i for i in range(min(count, most if self.judged is None else self.judged)) if i not in shown]
-        return sources.packed_samples(self.loaded, shown), sources.packed_samples(self.loaded, more)
+        source = sources.packed(self.loaded, self.images)
+        shown = self.chosen(source.count)
+        most = 0 if self.images else min(source.count, most if self.judged is None else self.judged)
+        return source.chosen(shown), source.chosen([i for i in range(most) if i not in shown])
 
     def source(self) -> sources.Images:
         """Where the images are: files, a VOC folder, another config's test data, or this one's."""
@@ -177,8 +175,8 @@ def _segmentation(wishes: Wishes) -> Panel:
             f'{name} ({Path(weights).parent.name}/{Path(weights).stem})' for name, (_, weights) in zip(names, pairs)
         ]
     named = {name: (config, init_model(config, weights)) for name, (config, weights) in zip(names, pairs)}
-    count = 0 if wishes.images else len(sources.test_dataset(wishes.loaded))
-    return segmentation_panel(named, wishes.indices if wishes.images else wishes.chosen(count), wishes.images)
+    count = sources.packed(wishes.loaded, wishes.images).count
+    return segmentation_panel(named, wishes.chosen(count), wishes.images)
 
 
 KINDS: dict[str, Callable[[Wishes], Panel]] = {
@@ -211,6 +209,9 @@ def show(kind: str, out: str | None = None, page_file: str | None = None, truste
     out: the PNG, or for `all` a folder of them; default below work_dirs/pictures. page_file: an HTML page with the same
     and their numbers, which needs no other file. trusted: the checkpoint may hold code.
     """
+    if out and (kind == 'all') == (Path(out).suffix.lower() == '.png'):
+        wanted = 'a folder, for many pictures' if kind == 'all' else 'a name that ends in .png: pictures are PNG'
+        raise PictureError(f'--out {out}: give {wanted}')
     if trusted and wishes.get('checkpoint'):
         trust(wishes['checkpoint'])
     asked = Wishes(**wishes)
@@ -225,8 +226,6 @@ def show(kind: str, out: str | None = None, page_file: str | None = None, truste
             lines.append(f'{one}: not here. {error}')
             continue
         path = Path(out) / f'{one}.png' if out and kind == 'all' else Path(out) if out else folder / f'{one}.png'
-        if path.suffix.lower() != '.png':
-            raise PictureError(f'--out {path}: pictures are PNG; give a name that ends in .png')
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(panel.png)
         panels.append(panel)

@@ -42,10 +42,10 @@ class Images(NamedTuple):
 
     where: str
     count: int
-    load: Callable[[int], Image]
+    load: Callable[[int], Image | dict]
     classes: Sequence[str] | None = None
 
-    def chosen(self, indices: Sequence[int]) -> list[Image]:
+    def chosen(self, indices: Sequence[int]) -> list:
         """Some of them, by their numbers. Raises PictureError for a number that there is none of."""
         if not self.count:
             raise PictureError(f'{self.where}: there is no image')
@@ -63,15 +63,18 @@ def test_dataset(config: Config):
         return DATASETS.build(config.test_dataloader.dataset)
 
 
-def packed_samples(config: Config, indices: Sequence[int] | None, files: Sequence[str] = ()) -> list[dict]:
-    """What the test pipeline makes of some images of the test data, or of files, whose labels are not looked for."""
+def packed(config: Config, files: Sequence[str] = ()) -> Images:
+    """What the test pipeline makes of the test data, or of files, whose labels are not looked for: dicts."""
     if files:
         samples = ImageSamples(files_of(files), config, skip=False)
-        images = Images(' '.join(map(str, files)), len(samples), lambda i: samples[i][1])
-    else:
-        dataset = test_dataset(config)
-        images = Images(f'{config.filename}: test_dataloader', len(dataset), dataset.__getitem__)
-    return images.chosen(range(images.count) if indices is None else indices)
+        return Images(' '.join(map(str, files)), len(samples), lambda i: samples[i][1])
+    dataset = test_dataset(config)
+    return Images(f'{config.filename}: test_dataloader', len(dataset), dataset.__getitem__)
+
+
+def packed_samples(config: Config, indices: Sequence[int]) -> list[dict]:
+    """Some of `packed`'s test data."""
+    return packed(config).chosen(indices)
 
 
 def files_of(paths: Sequence[str]) -> list:
@@ -183,6 +186,12 @@ def to_patches(image: Image, patch: int, shorter: int | None = None) -> tuple[Im
     }
     done = f'{image.name}: resized from {height} x {width} to {size[0]} x {size[1]} pixels, for patches of {patch}'
     return image._replace(pixels=resize(image.pixels, size, 'bicubic'), **masks), done
+
+
+def told(resized: Sequence[str]) -> str:
+    """The first of what was done to images, and how many there are more, for a caption."""
+    more = f' And {len(resized) - 1} more.' if resized[1:] else ''
+    return f'\n{resized[0]}.{more}' if resized else ''
 
 
 def normalised(pixels: np.ndarray, config: Config) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What segmentors say of images: the truth, where there is one, beside each model's prediction, with a legend."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from mmseg.models import BaseSegmentor
 from ...data.masks import IGNORED
 from ...engine.overlay import as_rgb, distinct_colours, overlay, present
 from ...engine.showing import as_loaded
-from .canvas import Panel, PictureError, sheet
-from .images import packed_samples
+from .canvas import Panel, PictureError, roomy, sheet
+from .images import Image, packed, to_patches, told
 
 
 def intersections(guess: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
@@ -30,9 +31,27 @@ def mean_iou(counts: np.ndarray) -> float:
     return float(np.mean(counts[0][union > 0] / union[union > 0])) if union.any() else float('nan')
 
 
+def _divisible(model: BaseSegmentor, samples: list[dict]) -> tuple[list[dict], list[str]]:
+    """Samples whose images the patches of a model divide that looks at them whole, and what was done to which."""
+    patch = getattr(model.backbone, 'patch_size', None)
+    if model.test_cfg.get('mode', 'whole') != 'whole' or not isinstance(patch, int):
+        return samples, []
+    found, said = [], []
+    for sample in samples:
+        meta = sample['data_samples'].metainfo
+        stored = Image(Path(str(meta.get('img_path', 'image'))).name, sample['inputs'].permute(1, 2, 0).numpy())
+        image, done = to_patches(stored, patch)
+        if done:
+            said.append(done)
+            sample = dict(sample, inputs=torch.from_numpy(np.array(image.pixels)).permute(2, 0, 1))
+            sample['data_samples'].set_metainfo(dict(img_shape=image.pixels.shape[:2]))
+        found.append(sample)
+    return found, said
+
+
 @torch.no_grad()
 def segmentation_panel(
-    named: dict[str, tuple[Config, BaseModel]], indices: Sequence[int] | None, files: Sequence[str] = ()
+    named: dict[str, tuple[Config, BaseModel]], indices: Sequence[int], files: Sequence[str] = ()
 ) -> Panel:
     """image | truth | each model's prediction, laid over the image, and the mIoU of these images.
 
@@ -41,12 +60,13 @@ def segmentation_panel(
     """
     columns: list[tuple[str, list[np.ndarray]]] = []
     numbers, truths, images, held = {}, [], [], []
-    classes, palette = (), None
+    classes, palette, resized = (), None, []
     for name, (config, model) in named.items():
         if not isinstance(model, BaseSegmentor):
             raise PictureError(f'{config.filename}: {type(model).__name__} segments nothing')
         own = tuple(model.dataset_meta['classes'] or map(str, range(model.num_classes)))
-        samples = packed_samples(config, indices, files)
+        samples, said = _divisible(model, packed(config, files).chosen(indices))
+        resized += said
         guesses = [model.test_step(pseudo_collate([s]))[0].pred_sem_seg.data[0].cpu().numpy() for s in samples]
         if not columns:
             classes = own
@@ -81,5 +101,7 @@ def segmentation_panel(
         caption += ' mIoU is that of these images alone: the mean over the classes in them, void pixels left out.'
         if any((truth == IGNORED).any() for truth in truths):
             caption += ' Void pixels are left uncoloured in the truth.'
+    caption += told(resized)
     entries = present([*truths, *held], classes, palette)
-    return Panel('segmentation', sheet(columns, entries=entries, caption=caption), numbers, caption)
+    tile = roomy(images, len(columns))
+    return Panel('segmentation', sheet(columns, tile, entries=entries, caption=caption), numbers, caption)
