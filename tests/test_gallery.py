@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory):
 
 def test_all_that_a_pre_training_has(checkpoint, tmp_path):
     out = visualize('all', MIM, checkpoint, '--out', tmp_path / 'p', '--html', tmp_path / 'page.html',
-                    '--plane', 'pca', '--cfg-options', *SMALL)  # fmt: skip
+                    '--plane', 'pca', '--draws', 99, '--cfg-options', *SMALL)  # fmt: skip
     made = [kind for kind in KINDS if kind != 'segmentation']
     assert sorted(path.stem for path in (tmp_path / 'p').iterdir()) == sorted(made)
     assert f'segmentation: not here. {MIM}: MaskedImageModel segments nothing' in out

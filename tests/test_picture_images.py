@@ -100,6 +100,11 @@ def test_test_images_come_with_what_is_known_of_them(config):
     assert (scene.mask == scene.label)[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8].mean() >= 0.5
 
 
+def test_a_mask_that_the_pipeline_would_have_to_crop_is_not_taken():
+    config = load_config(MIM, {'test_dataloader.dataset.pipeline.0.scale': (0.2, 0.3)})
+    assert images.from_config(config).load(5).mask is None
+
+
 def test_files_go_through_the_pipeline_or_whole(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 75, 3), np.uint8)
     Pillow.fromarray(pixels).save(tmp_path / 'a.png')

@@ -220,7 +220,7 @@ def show(kind: str, out: str | None = None, page_file: str | None = None, truste
     for one in KINDS if kind == 'all' else [kind]:
         try:
             panel = _absolute_instead(asked) if kind == 'all' and one == 'relative-bias' else KINDS[one](asked)
-        except (PictureError, ConfigError, CheckpointError) as error:
+        except (PictureError, ConfigError, CheckpointError, OSError) as error:
             if kind != 'all':
                 raise
             lines.append(f'{one}: not here. {error}')
@@ -231,6 +231,8 @@ def show(kind: str, out: str | None = None, page_file: str | None = None, truste
         panels.append(panel)
         width = max(map(len, panel.numbers), default=0) + 4
         lines += [f'{one}: {path}', *(f'{name:>{width}}  {_number(value)}' for name, value in panel.numbers.items())]
+    if not panels:
+        raise PictureError('nothing could be drawn:\n' + '\n'.join(lines))
     if page_file:
         Path(page_file).parent.mkdir(parents=True, exist_ok=True)
         Path(page_file).write_text(as_page(asked, panels))

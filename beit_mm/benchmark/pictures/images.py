@@ -95,16 +95,19 @@ def from_config(config: Config) -> Images:
             label = int(truth.gt_label[0]) if 'gt_label' in truth else None
             mask = truth.gt_sem_seg.data[0].numpy() if 'gt_sem_seg' in truth else None
         pixels = _pixels_of(sample, reversed_bands, config)
-        if mask is None and record.get('gt_seg_map') is not None:
+        if mask is None and record.get('gt_seg_map') is not None and _same(record['img'], pixels):
             mask = record['gt_seg_map']  # of data that are made, not loaded, and whose masks the pipeline drops
-            height, width = pixels.shape[:2]
-            mask = mask if mask.shape[0] * width == mask.shape[1] * height else None
         label = int(record['gt_label']) if label is None and record.get('gt_label') is not None else label
         mask = None if mask is None else _resized_mask(np.asarray(mask), pixels.shape[:2])
         return Image(str(record.get('img_path', index)), pixels, mask, None, label)
 
     classes = dataset.metainfo.get('classes')
     return Images(f'{config.filename}: test_dataloader', len(dataset), load, classes)
+
+
+def _same(image: np.ndarray, pixels: np.ndarray) -> bool:
+    """Is this the image, uncropped, in another size at most?"""
+    return image.shape[2] == pixels.shape[2] and np.array_equal(resize(image, pixels.shape[:2], 'bicubic'), pixels)
 
 
 def _pixels_of(sample: dict, reversed_bands: bool, config: Config) -> np.ndarray:

@@ -16,6 +16,7 @@ from ...engine.configs import load_config
 from ...engine.errors import ConfigError
 from ...models.backbone import BEiTViT
 from ...models.dalle import Decoder
+from ...models.targets import TokenTarget
 from .canvas import PictureError
 
 
@@ -85,7 +86,7 @@ def load_tokenizer(config: Config, checkpoint: str | None) -> tuple[nn.Module, n
         elif not checkpoint:
             raise PictureError(f'{config.filename}: give CHECKPOINT after it: an untrained tokenizer shows nothing')
         else:
-            tokenizer = init_model(config, checkpoint)
+            tokenizer = TokenTarget(config.model, checkpoint).tokenizer
         if tokenizer is None:
             raise ConfigError(
                 f'{config.filename}: {(target or config.model).get("type")} has no visual tokens; give the config of '

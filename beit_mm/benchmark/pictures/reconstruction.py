@@ -15,7 +15,7 @@ from .canvas import TILE, Panel, PictureError, fitted, sheet
 from .images import shown
 from .masks import hidden
 from .models import device_of, painter_of
-from .tokens import to_picture, token_map
+from .tokens import NO_DECODER, to_picture, token_map
 
 RIGHT, WRONG = (34, 150, 84), (200, 60, 50)
 BATCH = 50
@@ -81,8 +81,8 @@ def reconstruction_panel(
             columns += _coloured(mixed, truth.unflatten(1, grid)[:count], images, share)
             columns.append(('agreement', agreement))
             how = (
-                f'{type(model.target.tokenizer).__name__} has no decoder: tokens are shown by the colours of their '
-                f'codes, and agreement in green (right) and red (wrong) on the masked patches'
+                f'by the colours of their codes. {NO_DECODER}: nothing is painted. Predicted tokens fill the masked '
+                f'patches; these are green where the token is right, and red where it is wrong'
             )
         caption = f'Visual tokens, {how}. Of the masked patches of {len(guess):,} images '
         caption += f'{100 * numbers["masked accuracy"]:.1f} % have their very token; always the most frequent '

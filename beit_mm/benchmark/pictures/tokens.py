@@ -17,7 +17,9 @@ from .models import device_of
 # Of hue, brightness and saturation from a code to the next: powers of the root of x^4 = x + 1, whose multiples fill a
 # cube evenly however many there are (Roberts 2018, the R3 sequence)
 STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
-SMALLEST_CELL = 26  # pixels of a cell that has room for its number
+SMALLEST_CELL = 28  # pixels of a cell that has room for its number
+LARGEST_MAP = 480  # pixels
+NO_DECODER = 'This tokenizer has no decoder (for DALL-E there is --decoder)'
 CHART_HEIGHT = 230
 LUMINANCE_OF_BLACK_TEXT = 120
 
@@ -88,7 +90,8 @@ def tokens_panel(
     tokens = [tokenizer.tokens(view.to(device))[0].cpu().numpy() for view in views]
     images = [unmap_pixels(view)[0] for view in views]
     pictures = [to_picture(image) for image in images[: len(samples)]]
-    maps = [token_map(t, TILE * 3 // 2) for t in tokens[: len(samples)]]
+    legible = min(LARGEST_MAP, max(TILE * 3 // 2, SMALLEST_CELL * max(tokens[0].shape)))
+    maps = [token_map(t, legible) for t in tokens[: len(samples)]]
     tile = max(maps[0].shape[:2])
     columns = [('image', pictures), ('tokens', maps)]
     numbers = usage_of(np.concatenate([t.ravel() for t in tokens]), tokenizer.vocab_size)
@@ -100,22 +103,24 @@ def tokens_panel(
     columns = [(title, [_widened(p, tile) for p in column]) for title, column in columns]
     counts = np.sort(np.bincount(np.concatenate([t.ravel() for t in tokens]), minlength=tokenizer.vocab_size))[::-1]
     with chart(len(columns) * (tile + GAP) + GAP, CHART_HEIGHT) as ((axis,), made):
-        axis.fill_between(np.arange(1, len(counts) + 1), 100 * counts / counts.sum(), step='mid', color='#0f766e')
+        axis.stairs(100 * counts / counts.sum(), np.arange(len(counts) + 1) + 0.5, fill=True, color='#0f766e')
         even = 100 / tokenizer.vocab_size
         axis.axhline(even, color='#64748b', linewidth=1, linestyle='--')
-        axis.text(len(counts), even, 'all codes equally often ', ha='right', va='bottom', color='#475569')
+        axis.text(0.99, even, 'all codes equally often', ha='right', va='bottom', color='#475569',
+                  transform=axis.get_yaxis_transform())  # fmt: skip
         axis.set_title(f'{numbers["codes used"]:,.0f} of {tokenizer.vocab_size:,} codes used, perplexity '
                        f'{numbers["perplexity"]:,.0f}')  # fmt: skip
-        axis.set_xlabel('codes, the most frequent first')
+        drawn = min(int(1.1 * numbers['codes used']) + 1, len(counts))  # what is never used is not worth a chart
+        axis.set_xlabel(f'codes, the most frequent first: {drawn:,} of {len(counts):,}')
         axis.set_ylabel('% of cells')
-        axis.set_xlim(0, len(counts))
+        axis.set_xlim(0.5, drawn + 0.5)
         axis.set_ylim(0)
     caption = (
         f'Each cell of {tokens[0].shape[0]} x {tokens[0].shape[1]} is one of {tokenizer.vocab_size:,} codes; a code '
         f'keeps its colour in all pictures. Usage is counted over {len(tokens):,} images.'
     )
     if painter is None:
-        caption += f' {type(tokenizer).__name__} has no decoder: nothing is painted.'
+        caption += f' {NO_DECODER}: nothing is painted.'
     return Panel('tokens', sheet(columns, tile=tile, caption=caption, below=made), numbers, caption)
 
 
