@@ -56,15 +56,20 @@ def init_model(
     config = config if isinstance(config, Config) else load_config(config)
     if trust_checkpoint:
         trust(checkpoint)
-    description = config.model.copy()
-    if config.get('data_preprocessor') is not None:
-        description.setdefault('data_preprocessor', config.data_preprocessor)  # as mmengine's Runner does
-    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
-        model = MODELS.build(description)
+    model = build_model(config)
     meta = load_whole(model, config, checkpoint)
     model.cfg = config
     model.dataset_meta = dict(classes=_classes(meta, config), palette=_palette(meta, config))
     return model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
+
+
+def build_model(config: Config) -> nn.Module:
+    """A config's model with the weights that it starts with, built in the config's own scope."""
+    description = config.model.copy()
+    if config.get('data_preprocessor') is not None:
+        description.setdefault('data_preprocessor', config.data_preprocessor)  # as mmengine's Runner does
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        return MODELS.build(description)
 
 
 def _test_dataset(config: Config) -> dict:
@@ -117,11 +122,11 @@ def find_images(images: Images) -> list[str | np.ndarray]:
     return found
 
 
-def _flips(preprocessor: dict) -> bool:
+def flips(preprocessor: dict) -> bool:
     return bool(preprocessor.get('to_rgb') or preprocessor.get('bgr_to_rgb'))
 
 
-class _Samples(Dataset):
+class ImageSamples(Dataset):
     """Images through the test pipeline of a config: (position, packed sample or None, why it cannot be read)."""
 
     def __init__(self, images: list[str | np.ndarray], config: Config, skip: bool) -> None:
@@ -132,7 +137,7 @@ class _Samples(Dataset):
         if not loaders:  # a data set that makes its images, in the order of bands that the preprocessor takes
             bands = len(preprocessor.get('mean') or ()) or (config.model.get('backbone') or {}).get('in_channels', 3)
             color_type = {1: 'grayscale', 3: 'color'}.get(bands, 'unchanged')
-            order = 'bgr' if _flips(preprocessor) else 'rgb'
+            order = 'bgr' if flips(preprocessor) else 'rgb'
             loaders = [dict(type='beit_mm.LoadImage', color_type=color_type, channel_order=order)]
         if _named(loaders[0]) == 'LoadImage':
             self.bgr = loaders[0].get('channel_order') == 'bgr'
@@ -211,7 +216,7 @@ def _run(config: Config, images: list, step: Callable, options: _Options) -> Ite
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
         collate = FUNCTIONS.get(collate) if isinstance(collate, str) else collate or pseudo_collate
     loader = DataLoader(
-        _Samples(images, config, options.on_error == 'skip'),
+        ImageSamples(images, config, options.on_error == 'skip'),
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         collate_fn=functools.partial(_collate, collate=collate),
@@ -352,7 +357,7 @@ def _token_row(model: nn.Module, tokens: torch.Tensor) -> dict:
 
 def overlay_of(model: nn.Module, image: str | Path | np.ndarray, mask: np.ndarray) -> Image.Image:
     """The image beside itself under the colours of its mask (H, W), with a legend."""
-    samples = _Samples([image if isinstance(image, np.ndarray) else str(image)], model.cfg, skip=False)
+    samples = ImageSamples([image if isinstance(image, np.ndarray) else str(image)], model.cfg, skip=False)
     pixels = samples.loaded(0)['img']
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     pixels = pixels[..., ::-1] if samples.bgr and pixels.shape[2] == 3 else pixels

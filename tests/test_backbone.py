@@ -360,7 +360,7 @@ def test_outputs_and_attention_maps_agree():
     image = torch.randn(2, 3, 64, 32)
     for a, b in zip(model(image), raw(image), strict=True):
         torch.testing.assert_close(a.flatten(2).transpose(1, 2), b[:, 1:])
-    maps = raw.attention_maps(image)
+    (maps,) = raw.attention_maps(image)
     assert maps.shape == (2, 3, 9, 9)
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones(2, 3, 9))
 
@@ -432,7 +432,7 @@ def test_masks_and_images_that_do_not_fit():
     with pytest.raises(ValueError, match=r'mask is for 16 \(images x patches\)'):
         model(image, torch.zeros(16, dtype=torch.bool))
     with pytest.raises(ValueError, match='there is no block 7; there are 3'):
-        model.attention_maps(image, layer=7)
+        model.attention_maps(image, layers=[7])
     with pytest.raises(ValueError, match='images have 4 channels, the patch embedding takes in_channels=3'):
         model(torch.zeros(1, 4, 64, 64))
 

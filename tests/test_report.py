@@ -16,8 +16,8 @@ from test_leaderboard import DVAE, record
 
 from beit_mm.benchmark import panels, report
 from beit_mm.benchmark.leaderboard import BASELINE, rows
+from beit_mm.benchmark.pictures.canvas import GAP, TILE
 from beit_mm.benchmark.records import RecordError, write
-from beit_mm.checkpoints.load import CheckpointError
 from beit_mm.data import embedded
 from beit_mm.engine.configs import load_config
 
@@ -26,26 +26,17 @@ TINY = {
     'test_dataloader.dataset.length': 8,
 }
 ROOT = Path(__file__).parents[1]
-MIM, PIXELS, SEGMENT, SCRATCH = (
+MIM, SEGMENT, SCRATCH = (
     str(next(ROOT.glob(f'configs/{name}_*_embedded-*.py')))
     for name in (
         'pretrain/beit-mini-p8_dvae',
-        'pretrain/beit-mini-p8_pixels',
         'segmentation/beit-mini-p8_upernet',
         'segmentation/beit-mini-p8_upernet-scratch',
     )
 )
-OPTIONS = {'tokens': {**TINY, 'model.target.checkpoint': None}, 'pixels': TINY, 'segmentation': TINY}
-LEFT = panels.GAP  # of the first tile
-STEP, SCALE = 64 * 3 + panels.GAP, 3
-
-
-def tile(png: np.ndarray, row: int, column: int) -> np.ndarray:
-    """A picture of a sheet at its own size: (64, 64, 3)."""
-    rows_of_tiles = png.shape[0] // STEP
-    top = png.shape[0] - rows_of_tiles * STEP + row * STEP
-    left = LEFT + column * STEP
-    return png[top : top + 64 * SCALE : SCALE, left : left + 64 * SCALE : SCALE]
+OPTIONS = {'tokens': {**TINY, 'model.target.checkpoint': None}, 'segmentation': TINY}
+LEFT = GAP  # of the first tile
+STEP = TILE + GAP
 
 
 def opened(png: bytes) -> np.ndarray:
@@ -58,44 +49,6 @@ def mim():
     return config, panels.build_model(config)
 
 
-def test_reconstructions(mim):
-    config, model = mim
-    png = opened(panels.reconstruction_panel(config, model, [2, 5]))
-    assert png.shape[1] == LEFT + 4 * STEP
-    for row, index in enumerate((2, 5)):
-        sample = panels.test_samples(config, [index])[0]
-        image = embedded.scene(0, 'val', index, 64, grey=True).image[..., 0]
-        mask = sample['mask'].numpy().repeat(8, 0).repeat(8, 1)
-        np.testing.assert_array_equal(tile(png, row, 0)[..., 0], image)
-        np.testing.assert_array_equal(tile(png, row, 1)[..., 0], np.where(mask, round(panels.HIDDEN * 255), image))
-        data = model.data_preprocessor({'tokens_view': sample['tokens_view'][None]})
-        tokens = model.target.tokenizer.tokens(data['tokens_view'])
-        painted = panels.as_picture(model.target.tokenizer.decode(tokens)[0].detach(), 64)
-        assert np.abs(tile(png, row, 3)[..., 0].astype(int) - painted).max() <= 1
-
-
-def test_reconstructions_of_pixel_targets():
-    """The visible patches of `predicted pixels` are the image's own; the hidden ones are not."""
-    config = load_config(PIXELS, OPTIONS['pixels'])
-    png = opened(panels.reconstruction_panel(config, panels.build_model(config), [0]))
-    hidden = panels.test_samples(config, [0])[0]['mask'].numpy().repeat(8, 0).repeat(8, 1)
-    image, predicted = tile(png, 0, 0).astype(int), tile(png, 0, 2).astype(int)
-    assert np.abs(image - predicted)[~hidden].max() <= 1
-    assert np.abs(image - predicted)[hidden].mean() > 10
-    np.testing.assert_array_equal(tile(png, 0, 3), tile(png, 0, 0))
-
-
-def test_segmentations():
-    config = load_config(SEGMENT, OPTIONS['segmentation'])
-    png = opened(panels.segmentation_panel({'fine-tune': (config, panels.build_model(config))}, [3]))
-    assert png.shape[1] == LEFT + 3 * STEP
-    scene = embedded.scene(0, 'val', 3, 64, grey=True)
-    np.testing.assert_array_equal(tile(png, 0, 0), scene.image.repeat(3, axis=2))
-    palette = np.array(embedded.PALETTE)
-    over = (0.45 * scene.image + 0.55 * palette[scene.mask]).astype(np.uint8)
-    np.testing.assert_array_equal(tile(png, 0, 1), over)
-
-
 def test_untrained_attention_scores_like_chance(mim):
     config, model = mim
     _, numbers = panels.attention_panel(config, model, [0], judged=50)
@@ -103,13 +56,22 @@ def test_untrained_attention_scores_like_chance(mim):
     assert numbers['attended'] == pytest.approx(numbers['shuffled'], abs=0.15)  # untrained: nothing to see
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused(mim, tmp_path):
+def test_attention_of_images_without_masks_is_drawn_without_a_number(mim, tmp_path):
+    """Images that lie as files, and the same images with masks from a segmentor's config."""
     config, model = mim
-    weights = model.state_dict()
-    weights.pop('backbone.cls_token')
-    torch.save(dict(state_dict=weights), tmp_path / 'cut.pth')
-    with pytest.raises(CheckpointError, match=r'cut\.pth: does not fit .* "backbone\.cls_token"'):
-        panels.load_model(config, tmp_path / 'cut.pth')
+    Image.fromarray(embedded.scene(0, 'val', 0, 64, grey=True).image[..., 0]).save(tmp_path / 'a.png')
+    files = load_config(MIM, OPTIONS['tokens'])
+    files.test_dataloader.dataset = dict(
+        type='beit_mm.ImageList',
+        data_root=str(tmp_path),
+        with_label=False,
+        pipeline=[dict(type='beit_mm.LoadImage', color_type='grayscale'), *files.test_dataloader.dataset.pipeline],
+    )
+    png, numbers = panels.attention_panel(files, model, [0])
+    assert opened(png).shape[1] == LEFT + 5 * STEP
+    assert 'attended' not in numbers
+    _, numbers = panels.attention_panel(files, model, [0], 8, load_config(SEGMENT, OPTIONS['segmentation']))
+    assert numbers == panels.attention_panel(config, model, [0], 8)[1]
 
 
 def test_a_stage_is_built_from_the_config_that_it_ran_with(mim, tmp_path):
@@ -195,7 +157,7 @@ def test_page(suite, page):
     pictures = [base64.b64decode(data) for data in re.findall(r'data:image/png;base64,([\w+/=]+)', text)]
     assert [opened(p).shape[1] for p in pictures] == [
         LEFT + 4 * STEP,
-        LEFT + 5 * (64 * 2 + panels.GAP),
+        LEFT + 5 * STEP,
         LEFT + 4 * STEP,
     ]
     assert text.count('<svg') == 2  # differences, and mIoU against steps

@@ -1,7 +1,10 @@
-"""Self-attention of the last block as in the paper's Figure 2, with a number beside the picture.
+"""Self-attention as in the paper's Figure 2, attention rollout, and numbers beside the pictures.
 
-Source of the 60 %: official beit2/visualize_attention.py.
+Letters in shapes: B images, h heads, Gh x Gw patches, T = 1 + Gh * Gw tokens (the class token first), H x W pixels.
+Sources: official beit2/visualize_attention.py (the 60 %); Abnar & Zuidema 2020, section 3 (rollout).
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -9,20 +12,52 @@ import torch
 from ..models.backbone import BEiTViT
 
 KEPT_MASS = 0.6
+RESIDUAL = 0.5  # share of the skip connection in a block's output
 
 
 @torch.no_grad()
 def self_attention(backbone: BEiTViT, images: torch.Tensor, queries: torch.Tensor, layer: int = -1) -> torch.Tensor:
-    """Attention of one query patch per image over all patches: (B, heads, Gh, Gw), each map summing to 1.
+    """Attention of one query patch per image over all patches: (B, h, Gh, Gw), each map summing to 1.
 
     images (B, C, H, W) normalised; queries (B, 2) row and column of a patch. The class token's share is left out.
+    Raises ValueError for a patch or a layer that there is not.
     """
     backbone.eval()
-    maps = backbone.attention_maps(images, layer)
-    rows, columns = images.shape[2] // backbone.patch_size, images.shape[3] // backbone.patch_size
-    index = 1 + queries[:, 0] * columns + queries[:, 1]
-    chosen = maps[torch.arange(len(images)), :, index, 1:]
-    return (chosen / chosen.sum(dim=-1, keepdim=True)).unflatten(-1, (rows, columns))
+    grid = images.shape[2] // backbone.patch_size, images.shape[3] // backbone.patch_size
+    for row, column in queries.tolist():
+        if not (0 <= row < grid[0] and 0 <= column < grid[1]):
+            raise ValueError(
+                f'there is no patch in row {row}, column {column}: {grid[0]} x {grid[1]} patches are counted from 0'
+            )
+    (maps,) = backbone.attention_maps(images, [layer])
+    index = 1 + queries[:, 0] * grid[1] + queries[:, 1]
+    return over_patches(maps[torch.arange(len(images)), :, index], grid)
+
+
+def over_patches(attention: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Attention (..., T) -> (..., Gh, Gw) without the class token, scaled to sum to 1."""
+    patches = attention[..., 1:]
+    return (patches / patches.sum(dim=-1, keepdim=True)).unflatten(-1, grid)
+
+
+def rollout(maps: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Attention (B, h, T, T) of all blocks, the first first -> (B, T, T): which inputs each output is a mixture of.
+
+    Heads are averaged, the skip connection is half of every block, and the rows sum to 1.
+    """
+    mixed = None
+    for attention in maps:
+        mean = attention.mean(dim=1)
+        step = (1 - RESIDUAL) * mean + RESIDUAL * torch.eye(mean.shape[-1], device=mean.device)
+        step = step / step.sum(dim=-1, keepdim=True)
+        mixed = step if mixed is None else step @ mixed
+    return mixed
+
+
+def effective_patches(attention: np.ndarray) -> float:
+    """exp of the entropy of a map that sums to 1: 1 when all is on one patch, their number when it is even."""
+    held = attention[attention > 0]
+    return float(np.exp(-(held * np.log(held)).sum()))
 
 
 def mass_mask(attention: np.ndarray, keep: float = KEPT_MASS) -> np.ndarray:
@@ -41,27 +76,37 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.logical_and(a, b).sum() / union) if union else 0.0
 
 
-def patch_classes(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The most frequent class of each patch: (H, W) -> (Gh, Gw)."""
-    ph, pw = mask.shape[0] // grid[0], mask.shape[1] // grid[1]
-    cells = mask.reshape(grid[0], ph, grid[1], pw).transpose(0, 2, 1, 3).reshape(*grid, ph * pw)
-    return np.apply_along_axis(lambda values: np.bincount(values).argmax(), -1, cells)
+def over_pixels(patches: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(Gh, Gw) -> (H, W): each patch's value at all of its pixels."""
+    return patches.repeat(size[0] // patches.shape[0], axis=0).repeat(size[1] // patches.shape[1], axis=1)
 
 
-def attention_jaccard(attention: torch.Tensor, masks: np.ndarray, queries: torch.Tensor) -> dict[str, float]:
-    """How well the attended patches are those of the query's own region: Jaccard indices, averaged over images.
+def attention_jaccard(objects: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """How well the attended patches are those of an object: Jaccard indices over pixels, averaged over objects.
 
-    attention (B, heads, Gh, Gw), masks (B, H, W) of class indices, queries (B, 2). `attended`: the mean over
-    heads, thresholded by `mass_mask`; `shuffled`: the same patches at random places, which is chance;
-    `everywhere`: what attending to all patches would score.
+    objects: of each (attention (h, Gh, Gw), its pixels (H, W) bool, the pixels that count (H, W) bool). Patches are
+    thresholded by `mass_mask`. Nothing is found of no object.
+
+    attended: of the mean over heads. head 0, head 1, ...: of each; best_head: of that one which is best on average;
+    best_head_each: of the head that is best for each object, which looks at the truth (as DINO's Figure 4 does).
+    shuffled: as many patches as `attended` at random places, which is chance; everywhere: all patches.
     """
     rng = np.random.default_rng(0)
-    scores: dict[str, list[float]] = dict(attended=[], shuffled=[], everywhere=[])
-    for maps, mask, (row, column) in zip(attention.numpy(), masks, queries.tolist(), strict=True):
-        classes = patch_classes(mask, maps.shape[-2:])
-        region = classes == classes[row, column]
+    scores: dict[str, list] = dict(attended=[], shuffled=[], everywhere=[], heads=[])
+    for maps, inside, counts in objects:
+
+        def score(patches: np.ndarray, inside: np.ndarray = inside, counts: np.ndarray = counts) -> float:
+            return jaccard(over_pixels(patches, inside.shape)[counts], inside[counts])
+
         attended = mass_mask(maps.mean(axis=0))
-        scores['attended'].append(jaccard(attended, region))
-        scores['shuffled'].append(jaccard(rng.permutation(attended.ravel()).reshape(region.shape), region))
-        scores['everywhere'].append(float(region.mean()))
-    return {name: float(np.mean(values)) for name, values in scores.items()}
+        scores['attended'].append(score(attended))
+        scores['heads'].append([score(mass_mask(one)) for one in maps])
+        scores['shuffled'].append(score(rng.permutation(attended.ravel()).reshape(attended.shape)))
+        scores['everywhere'].append(score(np.ones_like(attended)))
+    if not scores['heads']:
+        return {}
+    heads = np.array(scores.pop('heads'))
+    found = {name: float(np.mean(values)) for name, values in scores.items()}
+    found |= {f'head {i}': float(value) for i, value in enumerate(heads.mean(axis=0))}
+    best = dict(best_head=float(heads.mean(axis=0).max()), best_head_each=float(heads.max(axis=1).mean()))
+    return found | best | dict(objects=float(len(heads)))

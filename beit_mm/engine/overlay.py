@@ -1,5 +1,10 @@
 """Pictures of segmentations: classes as colours over the image, with a legend."""
 
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -37,29 +42,56 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
     return np.where((mask < len(palette))[..., None], mixed, image)
 
 
-def side_by_side(panels: list[tuple[str, np.ndarray]], present: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Pictures of one size (H, W, 3) with a title each, in a row, over a legend of (name, colour)."""
-    font = ImageFont.load_default(FONT)
-    height, width = panels[0][1].shape[:2]
-    row = FONT + GAP
-    page_width = len(panels) * (width + GAP) + GAP
+@functools.cache
+def letters(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font of every picture, that of matplotlib's charts, which carries it."""
+    name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
+    return ImageFont.truetype(str(Path(mpl.get_data_path()) / 'fonts' / 'ttf' / name), size)
+
+
+Entry = tuple[str, Sequence[int]]  # of a legend: a name and its RGB
+
+
+def legend(entries: Sequence[Entry], width: int) -> Image.Image:
+    """Swatches with their names on white, in as many lines as `width` pixels ask for."""
+    font, row = letters(FONT), FONT + GAP
     places, x, y = [], GAP, 0
-    for name, _ in present:
+    for name, _ in entries:
         needed = SWATCH + GAP // 2 + int(font.getlength(name)) + 2 * GAP
-        if x + needed > page_width and x > GAP:
+        if x + needed > width and x > GAP:
             x, y = GAP, y + row
         places.append((x, y))
         x += needed
-    top = row + GAP + height + GAP
-    page = Image.new('RGB', (page_width, top + (y + row + GAP if present else 0)), 'white')
+    page = Image.new('RGB', (width, y + row + GAP), 'white')
+    draw = ImageDraw.Draw(page)
+    for (name, colour), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=tuple(int(c) for c in colour), outline=(120, 120, 120))
+        draw.text((x + SWATCH + GAP // 2, y), name, fill='black', font=font)
+    return page
+
+
+def present(masks: Sequence[np.ndarray], classes: Sequence[str], palette: np.ndarray) -> list[Entry]:
+    """A legend's entries for the classes that masks hold, the largest first."""
+    counts = np.zeros(len(classes), np.int64)
+    for mask in masks:
+        counts += np.bincount(mask[mask < len(classes)].ravel(), minlength=len(classes))
+    return [(classes[i], palette[i].tolist()) for i in np.argsort(-counts, kind='stable') if counts[i]]
+
+
+def side_by_side(panels: list[tuple[str, np.ndarray]], entries: Sequence[Entry]) -> Image.Image:
+    """Pictures of one size (H, W, 3) with a title each, in a row, over a legend."""
+    height, width = panels[0][1].shape[:2]
+    page_width = len(panels) * (width + GAP) + GAP
+    top = FONT + 2 * GAP + height + GAP
+    below = legend(entries, page_width) if entries else None
+    page = Image.new('RGB', (page_width, top + (below.height if below else 0)), 'white')
     draw = ImageDraw.Draw(page)
     for i, (title, picture) in enumerate(panels):
         left = GAP + i * (width + GAP)
-        draw.text((left, GAP // 2), title, fill='black', font=font)
-        page.paste(Image.fromarray(picture), (left, row + GAP))
-    for (name, colour), (x, y) in zip(present, places, strict=True):
-        draw.rectangle((x, top + y, x + SWATCH, top + y + SWATCH), fill=tuple(int(c) for c in colour))
-        draw.text((x + SWATCH + GAP // 2, top + y), name, fill='black', font=font)
+        draw.text((left, GAP // 2), title, fill='black', font=letters(FONT))
+        page.paste(Image.fromarray(picture), (left, FONT + 2 * GAP))
+    if below:
+        page.paste(below, (0, top))
     return page
 
 
@@ -69,10 +101,7 @@ def picture(
     """The image beside itself under each of the masks, with a legend of the classes that they hold, largest first."""
     palette = distinct_colours(len(classes)) if palette is None else np.asarray(palette, np.uint8)
     image = as_rgb(image)
-    counts = np.zeros(len(classes), np.int64)
-    for mask in masks.values():
-        counts += np.bincount(mask[mask < len(classes)].ravel(), minlength=len(classes))
-    present = [(classes[i], palette[i]) for i in np.argsort(-counts, kind='stable') if counts[i]]
     panels = [('image', image), *((title, overlay(image, mask, palette)) for title, mask in masks.items())]
     factor = max(1, LEAST_WIDTH // image.shape[1])
-    return side_by_side([(title, p.repeat(factor, axis=0).repeat(factor, axis=1)) for title, p in panels], present)
+    entries = present(list(masks.values()), classes, palette)
+    return side_by_side([(title, p.repeat(factor, axis=0).repeat(factor, axis=1)) for title, p in panels], entries)

@@ -342,19 +342,26 @@ class BEiTViT(BaseModule):
         return self.ln2(patches.mean(dim=1))
 
     @torch.no_grad()
-    def attention_maps(self, x: torch.Tensor, layer: int = -1) -> torch.Tensor:
-        """Attention probabilities (B, h, T, T) of one block, in the mode the model is in."""
-        if not -self.num_layers <= layer < self.num_layers:
-            raise ValueError(f'BEiTViT: there is no block {layer}; there are {self.num_layers}')
+    def attention_maps(self, x: torch.Tensor, layers: Sequence[int] = (-1,)) -> list[torch.Tensor]:
+        """Attention probabilities (B, h, T, T) of each block of `layers`, in the mode the model is in."""
+        for layer in layers:
+            if not -self.num_layers <= layer < self.num_layers:
+                raise ValueError(
+                    f'BEiTViT: there is no block {layer}; there are {self.num_layers}, 0 to {self.num_layers - 1}'
+                )
+        wanted = [layer % self.num_layers for layer in layers]
         grid = self._grid(*x.shape[-2:])
         tokens = self.embed(x, None, grid)
         index = self._index(grid, tokens.device)
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, index)
-        for block in self.layers[: layer % self.num_layers]:
-            tokens = self._through(block, tokens, shared, grid, index)
-        block = self.layers[layer]
-        q, k, _ = block.attn.split_heads(block.ln1(tokens))
-        return block.attn.probabilities(q, k, self._bias(block, shared, grid, index))
+        found = {}
+        for i, block in enumerate(self.layers[: max(wanted) + 1]):
+            if i in wanted:
+                q, k, _ = block.attn.split_heads(block.ln1(tokens))
+                found[i] = block.attn.probabilities(q, k, self._bias(block, shared, grid, index))
+            if i < max(wanted):
+                tokens = self._through(block, tokens, shared, grid, index)
+        return [found[i] for i in wanted]
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """(depth, number of depths) of a parameter: stem 0, block i at i + 1, all that follows last.
