@@ -123,7 +123,7 @@ class _Show:
         self.flipped = flipped
 
     def name(self, index: int) -> str:
-        return self.classes[index] if index < len(self.classes) else str(index)
+        return self.classes[index].strip() if index < len(self.classes) else str(index)
 
     def cells(self, sample: dict, title: str) -> list[Cell]:
         """Of a sample as mmpretrain, mmseg or beit_mm packs it. Raises AnalysisError for any other."""

@@ -126,7 +126,7 @@ def follow(config: Config, images: int | None = None, ranks: int | None = None) 
         wrapper = build_optim_wrapper(model, config.optim_wrapper)
         groups = _groups(config, model, wrapper.optimizer)
         built = list(_build(schedulers, wrapper, length, train.get('max_epochs'), total, config.filename))
-    wrapper.optimizer.step()  # there is no gradient; schedulers want to be second
+    wrapper.step()  # there is no gradient; schedulers want to be second
     wanted = set(np.unique(np.linspace(0, total - 1, min(total, MOST_POINTS)).astype(int)).tolist())
     own = wrapper.optimizer.param_groups
     steps, rows, peak = [], {name: [] for name in QUANTITIES}, np.zeros(len(groups))
