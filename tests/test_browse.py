@@ -49,9 +49,10 @@ def test_views_and_mask_of_pretraining():
     assert masked.caption == f'{int(sample["mask"].sum())} of 64 masked'
 
 
-def test_mixed_images_are_the_mixture_that_their_labels_say():
+@pytest.mark.parametrize('place', ['data_preprocessor.batch_augments', 'model.train_cfg'])
+def test_mixed_images_are_the_mixture_that_their_labels_say(place):
     config = tiny(CLASSIFY)
-    config.data_preprocessor.batch_augments = dict(augments=[dict(type='Mixup', alpha=1.0)])
+    config.merge_from_dict({place: dict(augments=[dict(type='Mixup', alpha=1.0)])})
     rows = browse.rows_of(config, 'train', [0, 1], epochs=1)
     scenes = [embedded.scene(0, 'train', i, 64, grey=True) for i in range(2)]
     assert scenes[0].label != scenes[1].label

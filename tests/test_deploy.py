@@ -26,7 +26,9 @@ def loaded(path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('variant', [{}, PLUS], ids=['beit', 'beit_plus'])
+@pytest.mark.parametrize(
+    'variant', [pytest.param({}, id='beit', marks=pytest.mark.slow), pytest.param(PLUS, id='plus')]
+)
 def test_classifier_of_raw_images_at_another_size(tmp_path, variant):
     config = tiny(CLASSIFY, **variant)
     checkpoint = saved(config, tmp_path / 'a.pth', dataset_meta=dict(classes=list('abcdefghijkl')))
@@ -41,6 +43,7 @@ def test_classifier_of_raw_images_at_another_size(tmp_path, variant):
     assert wanted.abs().max() > 0.5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_segmentor_gives_logits_of_the_images_size(tmp_path):
     config = tiny(SEGMENT)
@@ -53,6 +56,7 @@ def test_segmentor_gives_logits_of_the_images_size(tmp_path):
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_any_size_where_positions_are_absolute(tmp_path):
     config = tiny(CLASSIFY)
@@ -105,6 +109,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         export(config, checkpoint, str(tmp_path / 'a.onnx'), Request(to='onnx'))
 
 
+@pytest.mark.slow
 @needs_onnx
 @torch.no_grad()
 @pytest.mark.parametrize('path', [CLASSIFY, SEGMENT])

@@ -219,6 +219,7 @@ def _draw(found: Schedule, path) -> None:
         axis.spines[['top', 'right']].set_visible(False)
     for axis in axes[1]:
         axis.set_xlabel('iteration')
+        axis.locator_params(axis='x', nbins=5)
     if several:
         scale = plt.cm.ScalarMappable(plt.Normalize(0, last / 0.92), colours)
         figure.colorbar(scale, ax=axes, label='layer', boundaries=np.arange(-0.5, last + 1), ticks=range(last + 1))
