@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument('--safetensors', action='store_true', help='instead of .pth; classes and config are metadata')
     parser.add_argument('--source', metavar='URL', help='with --hf: where readers find more')
     args = parser.parse_args()
-    from beit_mm.benchmark import model_index, publish
+    from beit_mm.benchmark import metafiles, publish
 
     terse_terminal()
     if args.checkpoint:
@@ -31,13 +31,13 @@ def main() -> None:
         for name in args.verify:
             print(publish.verify(name))
     elif args.hf:
-        for path in model_index.write_eval_results(args.hf, args.out or '.', args.source):
+        for path in metafiles.write_eval_results(args.hf, args.out or '.', args.source):
             print(path)
     elif args.out:
-        Path(args.out).write_text(model_index.metafile(args.metafile))
+        Path(args.out).write_text(metafiles.metafile(args.metafile))
         print(args.out)
     else:
-        print(model_index.metafile(args.metafile), end='')
+        print(metafiles.metafile(args.metafile), end='')
 
 
 if __name__ == '__main__':

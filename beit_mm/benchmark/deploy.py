@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
 from mmseg.models.utils import resize
 from torch import nn
@@ -59,28 +60,31 @@ class Deployed(nn.Module):
 
     def __init__(self, model: nn.Module, task: str, normalises: bool) -> None:
         super().__init__()
-        self.model, self.task, self.normalises = model, task, normalises
+        self.task, self.backbone = task, model.backbone
+        self.neck = self.head = None
+        if task != 'features':
+            self.neck = getattr(model, 'neck', None)
+            self.head = model.decode_head if task == 'segmentation' else model.head
+        self.normalises = normalises
+        if normalises:
+            self.register_buffer('mean', model.data_preprocessor.mean.clone())
+            self.register_buffer('std', model.data_preprocessor.std.clone())
 
     def forward(self, images: torch.Tensor):
         """(B, C, H, W) -> logits, or a tuple of the backbone's outputs."""
         if self.normalises:
-            preprocessor = self.model.data_preprocessor
-            images = (images - preprocessor.mean) / preprocessor.std
+            images = (images - self.mean) / self.std
+        features = self.backbone(images)
         if self.task == 'features':
-            return tuple(self.model.backbone(images))
+            return tuple(features)
+        logits = self.head(features if self.neck is None else self.neck(features))
         if self.task == 'segmentation':
-            head = self.model.decode_head
-            logits = head(self.model.extract_feat(images))
-            return resize(logits, images.shape[2:], mode='bilinear', align_corners=head.align_corners)
-        return self.model.head(self.model.extract_feat(images))
+            logits = resize(logits, images.shape[2:], mode='bilinear', align_corners=self.head.align_corners)
+        return logits
 
 
 def _task(config: Config, model: nn.Module, features: bool) -> str:
-    if features:
-        if not hasattr(model, 'backbone'):
-            raise ExportError(
-                f'{config.filename}: {type(model).__name__} has no backbone whose features could be exported'
-            )
+    if features and hasattr(model, 'backbone'):
         return 'features'
     if isinstance(model, (KNNProbe, LinearProbe)):
         bank = 'needs its bank of images to answer' if isinstance(model, KNNProbe) else 'is a comparison of blocks'
@@ -88,13 +92,14 @@ def _task(config: Config, model: nn.Module, features: bool) -> str:
             f'{config.filename}: a {type(model).__name__} {bank}: export what it reads, the features of its blocks, '
             f'by --features'
         )
+    if not hasattr(model, 'backbone'):
+        tokenizer = '; the tokens of a tokenizer: beit_mm.apis.tokenize' if hasattr(model, 'tokens') else ''
+        raise ExportError(f'{config.filename}: {type(model).__name__} has no backbone to export{tokenizer}')
     task = task_of(model)
     if task not in ('classification', 'segmentation'):
         raise ExportError(
             f'{config.filename}: {type(model).__name__} predicts tokens of masked patches, which nobody deploys. '
-            f"Export its backbone by --features, or fine-tune it first; a tokenizer's tokens: beit_mm.apis.tokenize"
-            if hasattr(model, 'backbone')
-            else f'{config.filename}: a tokenizer is not exported; its tokens: beit_mm.apis.tokenize'
+            f'Export its backbone by --features, or fine-tune it first'
         )
     return task
 
@@ -104,6 +109,7 @@ def load(config: Config, checkpoint: str, request: Request) -> tuple[nn.Module, 
 
     Raises ExportError for a model that cannot be exported, naming the way out.
     """
+    MMLogger.get_instance('export', log_level='WARNING')  # what models say while they are built
     target = config.model.get('target')
     if target and target.get('checkpoint'):
         config.model.target = dict(target, checkpoint=None)  # is not asked
@@ -161,6 +167,8 @@ def export(config: Config, checkpoint: str, out: str | None, request: Request) -
         program = _program(deployed, _raw(model, images, request), request)
     except Exception as error:  # torch.export and a model's own checks raise anything
         raise ExportError(_why_not(config, (height, width), request, error)) from error
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)  # paths of this machine
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{os.getpid()}{path.name}')
     about = _about(config, checkpoint, model, deployed.task, (channels, height, width), request)
@@ -189,7 +197,7 @@ def _program(deployed: Deployed, images: torch.Tensor, request: Request):
         return torch.export.export(deployed, (images[:1],))
     shape = {0: Dim('batch', min=1, max=MOST_IMAGES)}
     if request.dynamic == 'size':
-        patch = deployed.model.backbone.patch_size
+        patch = deployed.backbone.patch_size
         shape |= {2: patch * Dim('rows', min=2, max=256), 3: patch * Dim('columns', min=2, max=256)}
     return torch.export.export(deployed, (images,), dynamic_shapes=(shape,))
 
@@ -198,8 +206,9 @@ def _why_not(config: Config, size: tuple[int, int], request: Request, error: Exc
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if request.dynamic == 'size':
         return (
-            f'{config.filename}: height and width are fixed in this model: its positions are resized by matrices that '
-            f'are constants of the file. Export one file per size: --size H W, with --dynamic batch ({first})'
+            f'{config.filename}: height and width are constants in this model: tables of relative positions are '
+            f"resized by matrices that belong to one size, and some heads (SETR's) compute sizes as numbers. Export "
+            f'one file per size: --size H W, with --dynamic batch ({first})'
         )
     return f'{config.filename}: cannot be exported at {size[0]} x {size[1]}: {first}'
 
@@ -216,7 +225,8 @@ def _about(
     }
     return dict(
         task=task,
-        input=f'images, (B, C, H, W) float32, {"RGB of 0..255" if request.with_normalisation else "normalised RGB"}',
+        input=f'images, (B, C, H, W) float32, {"RGB" if shape[0] == 3 else f"{shape[0]} bands"}, '
+        f'{"0..255" if request.with_normalisation else "normalised"}',
         shape=list(shape),
         dynamic=request.dynamic or 'no',
         normalisation=dict(told, inside=request.with_normalisation),
@@ -256,6 +266,8 @@ def _save_onnx(program, path: Path, about: dict, request: Request) -> Runner | N
             program, input_names=['images'], output_names=names, opset_version=request.opset, dynamo=True, verbose=False
         )
     graph = made.model_proto
+    for node in graph.graph.node:
+        del node.metadata_props[:]
     for key, value in about.items():
         graph.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     onnx.save(graph, path)
@@ -292,7 +304,10 @@ def _compare(
     for name, batch in batches.items():
         parts = [batch] if request.dynamic else batch.split(1)
         wanted = [_as_tuple(reference(part)) for part in parts]
-        found = [run(_raw(model, part, request)) for part in parts]
+        try:
+            found = [run(_raw(model, part, request)) for part in parts]
+        except Exception as error:  # a size that was taken for a constant stops the program, by any error
+            raise ExportError(_why_not(config, tuple(batch.shape[2:]), request, error)) from error
         pairs = [(w, f) for a, b in zip(wanted, found, strict=True) for w, f in zip(a, b, strict=True)]
         worst = max(float((w - f).abs().max()) for w, f in pairs)
         largest = max(float(w.abs().max()) for w, _ in pairs)

@@ -215,7 +215,14 @@ def write_safetensors(weights: dict[str, torch.Tensor], said: dict, filename: st
     """Write weights so that the name only ever holds a complete file. said: what `read` gives back as `meta` if it has
     a `beit_mm`, else as `meta.beit_mm`; of what JSON can hold."""
     metadata = dict(format='pt', **({'beit_mm': json.dumps(said)} if said else {}))
-    _into_place(Path(filename), lambda file: file.write(serialise(weights, metadata=metadata)))
+    content = serialise(weights, metadata=metadata)
+    # the library puts the entries of its header in a random order; here the same weights are the same file
+    start = 8 + int.from_bytes(content[:8], 'little')
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b' ' * (-len(header) % 8)
+    _into_place(
+        Path(filename), lambda file: file.writelines([len(header).to_bytes(8, 'little'), header, content[start:]])
+    )
 
 
 KEY_OF_WEIGHTS = {'unilm': 'model', 'beit_mm': 'state_dict', 'mmpretrain': 'state_dict', 'mmseg': 'state_dict'}

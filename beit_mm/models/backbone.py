@@ -282,6 +282,8 @@ class BEiTViT(BaseModule):
                 f'BEiTViT: an image of {height} x {width} pixels does not divide into patches of '
                 f'{self.patch_size}; pad or crop it to a multiple'
             )
+        if isinstance(height, torch.SymInt):  # of an export for any size; a number would fix it
+            return height // self.patch_size, width // self.patch_size
         return int(height) // self.patch_size, int(width) // self.patch_size
 
     def embed(self, x: torch.Tensor, mask: torch.Tensor | None, grid: tuple[int, int]) -> torch.Tensor:

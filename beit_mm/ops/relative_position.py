@@ -119,7 +119,8 @@ def resize_positions(positions: torch.Tensor, src_grid: Grid, dst_grid: Grid, mo
 
     mode: `bicubic` (official code) or `bilinear` (paper, Table 14).
     """
-    if src_grid == dst_grid:
+    of_any_size = isinstance(dst_grid[0], torch.SymInt)  # an export cannot ask whether it is this one
+    if not of_any_size and src_grid == dst_grid:
         return positions
     of_class, of_patches = positions[:, :1], positions[:, 1:]
     image = of_patches.reshape(1, *src_grid, -1).permute(0, 3, 1, 2)

@@ -69,6 +69,7 @@ def rows_of(config: Config, split: str, indices: Sequence[int], epochs: int = 1,
             batches[epoch].append(sample)
             cells += show.cells(sample, f'epoch {epoch}')
         rows.append(cells)
+    preprocessor = _mixing(config, preprocessor)
     if split == 'train' and preprocessor.get('batch_augments'):
         for epoch, batch in enumerate(batches):
             for cells, mixed in zip(rows, _mixed(config, preprocessor, batch, show, epoch), strict=True):
@@ -123,7 +124,7 @@ class _Show:
         self.flipped = flipped
 
     def name(self, index: int) -> str:
-        return self.classes[index] if index < len(self.classes) else str(index)
+        return self.classes[index].strip() if index < len(self.classes) else str(index)
 
     def cells(self, sample: dict, title: str) -> list[Cell]:
         """Of a sample as mmpretrain, mmseg or beit_mm packs it. Raises AnalysisError for any other."""
@@ -170,6 +171,14 @@ class _Show:
             else:
                 cells.append(Cell(f'{title}: {NAMES[view]}, {side}', picture))
         return cells
+
+
+def _mixing(config: Config, preprocessor: dict) -> dict:
+    """The preprocessor with what mixes its batches: its own, or as mmpretrain's classifiers do `model.train_cfg`."""
+    training = config.model.get('train_cfg') or {}
+    if not preprocessor.get('batch_augments') and training.get('augments'):
+        return dict(preprocessor, batch_augments=training)
+    return dict(preprocessor)
 
 
 def _mixed(config: Config, preprocessor: dict, batch: list[dict], show: _Show, epoch: int) -> list[Cell]:

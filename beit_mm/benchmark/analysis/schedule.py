@@ -28,10 +28,10 @@ QUANTITIES = ('learning rate', 'weight decay', 'momentum')
 
 
 class Group(NamedTuple):
-    """Parameters that are treated alike. layer: as `get_layer_depth` counts; None without layer decay."""
+    """Parameters, by name, that are treated alike. layer: as `get_layer_depth` counts; None without layer decay."""
 
     layer: int | None
-    tensors: int
+    names: tuple[str, ...]
     parameters: int
 
     def __str__(self) -> str:
@@ -79,13 +79,13 @@ def epoch_length(config: Config, images: int | None, ranks: int) -> int:
 def _groups(config: Config, model: nn.Module, optimizer) -> list[Group]:
     """Of the optimizer's groups, those that start with the same rates made one, in place; the lowest layer first."""
     wrapper = config.optim_wrapper
-    layers = {}
+    names, layers = {id(parameter): name for name, parameter in model.named_parameters()}, {}
     if wrapper.get('constructor') == LAYER_DECAY:
         chosen = wrapper.get('paramwise_cfg') or {}
         decay = chosen.get('layer_decay_rate', 1.0)
         if decay < 1:
             table = layer_decay_table(model, decay, 1.0, chosen.get('decay_class_token', False))
-            layers = {id(p): table[name].layer for name, p in model.named_parameters() if name in table}
+            layers = {key: table[name].layer for key, name in names.items() if name in table}
     merged: dict[tuple, dict] = {}
     for group in optimizer.param_groups:
         key = (layers.get(id(group['params'][0])), group['lr'], group['weight_decay'])
@@ -95,7 +95,10 @@ def _groups(config: Config, model: nn.Module, optimizer) -> list[Group]:
             merged[key] = group
     keys = sorted(merged, key=lambda key: (-1 if key[0] is None else key[0], key[1], key[2]))
     optimizer.param_groups[:] = [merged[key] for key in keys]
-    return [Group(k[0], len(merged[k]['params']), sum(p.numel() for p in merged[k]['params'])) for k in keys]
+    return [
+        Group(key[0], tuple(names[id(p)] for p in merged[key]['params']), sum(p.numel() for p in merged[key]['params']))
+        for key in keys
+    ]
 
 
 def _momentum(group: dict) -> float:
@@ -123,7 +126,7 @@ def follow(config: Config, images: int | None = None, ranks: int | None = None) 
         wrapper = build_optim_wrapper(model, config.optim_wrapper)
         groups = _groups(config, model, wrapper.optimizer)
         built = list(_build(schedulers, wrapper, length, train.get('max_epochs'), total, config.filename))
-    wrapper.optimizer.step()  # there is no gradient; schedulers want to be second
+    wrapper.step()  # there is no gradient; schedulers want to be second
     wanted = set(np.unique(np.linspace(0, total - 1, min(total, MOST_POINTS)).astype(int)).tolist())
     own = wrapper.optimizer.param_groups
     steps, rows, peak = [], {name: [] for name in QUANTITIES}, np.zeros(len(groups))
@@ -216,6 +219,7 @@ def _draw(found: Schedule, path) -> None:
         axis.spines[['top', 'right']].set_visible(False)
     for axis in axes[1]:
         axis.set_xlabel('iteration')
+        axis.locator_params(axis='x', nbins=5)
     if several:
         scale = plt.cm.ScalarMappable(plt.Normalize(0, last / 0.92), colours)
         figure.colorbar(scale, ax=axes, label='layer', boundaries=np.arange(-0.5, last + 1), ticks=range(last + 1))
