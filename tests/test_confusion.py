@@ -11,14 +11,14 @@ from mmengine.registry import DATASETS, DefaultScope
 from sklearn import metrics as sklearn_metrics
 from tiny import CLASSIFY, PRETRAIN, SEGMENT, saved, tiny
 
+from beit_mm.apis import init_model
 from beit_mm.benchmark.analysis import AnalysisError, confusion
-from beit_mm.benchmark.panels import load_model
 from beit_mm.engine.launch import evaluate
 
 
 def answers(config, checkpoint):
     """(truth, predicted) of every image or pixel, by the model alone."""
-    model = load_model(config, checkpoint)
+    model = init_model(config, checkpoint)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         dataset = DATASETS.build(config.test_dataloader.dataset)
         found = model.test_step(pseudo_collate([dataset[i] for i in range(len(dataset))]))

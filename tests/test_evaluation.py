@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_configs import tiny
 
+from beit_mm.apis import build_model
 from beit_mm.benchmark.cost import cost_of
 from beit_mm.benchmark.evaluation import MOST_POINTS, curves_of, forward_cost, record_of
 from beit_mm.benchmark.leaderboard import rows
-from beit_mm.benchmark.panels import build_model
 from beit_mm.benchmark.records import CONVERTED, TRAINED
 from beit_mm.checkpoints.load import sha256
 from beit_mm.engine.configs import load_config

@@ -58,7 +58,7 @@ def test_all_that_a_pre_training_has(checkpoint, tmp_path):
     assert not re.search(r'(?:src|href)="(?!data:|#|")', text)
     for kind in made:
         assert f'{kind}: {tmp_path}' in out
-        assert f'<h2>{kind}</h2>' in text
+        assert f'<h2 id="{kind}">{kind}</h2>' in text
     for name in ('attended', 'codes used', 'masked accuracy', '10-NN accuracy', 'cosine of neighbours'):
         assert name in out
         assert name in text

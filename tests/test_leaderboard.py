@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from beit_mm.apis import build_model
 from beit_mm.benchmark import leaderboard, readme, tables
 from beit_mm.benchmark.evaluation import preset_of
-from beit_mm.benchmark.panels import build_model
 from beit_mm.benchmark.records import CONVERTED, TRAINED, Record, RecordError, write
 from beit_mm.benchmark.reference import REFERENCES
 from beit_mm.engine.checkpointing import preprocessing_of

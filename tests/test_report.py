@@ -8,13 +8,13 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_leaderboard import DVAE, record
 
-from beit_mm.benchmark import panels, report
+from beit_mm.apis import build_model
+from beit_mm.benchmark import report, suite_page
 from beit_mm.benchmark.leaderboard import BASELINE, rows
 from beit_mm.benchmark.pictures.canvas import GAP, TILE
 from beit_mm.benchmark.records import RecordError, write
@@ -35,54 +35,16 @@ MIM, SEGMENT, SCRATCH = (
     )
 )
 OPTIONS = {'tokens': {**TINY, 'model.target.checkpoint': None}, 'segmentation': TINY}
-LEFT = GAP  # of the first tile
-STEP = TILE + GAP
 
 
-def opened(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)).convert('RGB'))
-
-
-@pytest.fixture(scope='module')
-def mim():
+def test_a_stage_is_drawn_by_the_config_that_it_ran_with(tmp_path):
+    """The copy in its work_dir, although the config has been changed or is gone since."""
     config = load_config(MIM, OPTIONS['tokens'])
-    return config, panels.build_model(config)
-
-
-def test_untrained_attention_scores_like_chance(mim):
-    config, model = mim
-    _, numbers = panels.attention_panel(config, model, [0], judged=50)
-    assert 0 < numbers['attended'] <= numbers['everywhere'] < 1
-    assert numbers['attended'] == pytest.approx(numbers['shuffled'], abs=0.15)  # untrained: nothing to see
-
-
-def test_attention_of_images_without_masks_is_drawn_without_a_number(mim, tmp_path):
-    """Images that lie as files, and the same images with masks from a segmentor's config."""
-    config, model = mim
-    Image.fromarray(embedded.scene(0, 'val', 0, 64, grey=True).image[..., 0]).save(tmp_path / 'a.png')
-    files = load_config(MIM, OPTIONS['tokens'])
-    files.test_dataloader.dataset = dict(
-        type='beit_mm.ImageList',
-        data_root=str(tmp_path),
-        with_label=False,
-        pipeline=[dict(type='beit_mm.LoadImage', color_type='grayscale'), *files.test_dataloader.dataset.pipeline],
-    )
-    png, numbers = panels.attention_panel(files, model, [0])
-    assert opened(png).shape[1] == LEFT + 5 * STEP
-    assert 'attended' not in numbers
-    _, numbers = panels.attention_panel(files, model, [0], 8, load_config(SEGMENT, OPTIONS['segmentation']))
-    assert numbers == panels.attention_panel(config, model, [0], 8)[1]
-
-
-def test_a_stage_is_built_from_the_config_that_it_ran_with(mim, tmp_path):
-    """Of the copy in its work_dir, although the config has been changed or is gone since."""
-    config, model = mim
     config.dump(tmp_path / 'gone.py')
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'iter_2.pth')
+    torch.save(dict(state_dict=build_model(config).state_dict()), tmp_path / 'iter_2.pth')
     stage = dict(config='configs/pretrain/gone.py', work_dir=str(tmp_path), checkpoint=str(tmp_path / 'iter_2.pth'))
-    _, again = panels.load_stage(stage)
-    assert torch.equal(again.backbone.pos_embed, model.backbone.pos_embed)
-    assert again.backbone.arch_settings['feedforward_channels'] == 96  # the option's; the config says 384
+    backbone = suite_page.wishes_of(stage).backbone
+    assert backbone.arch_settings['feedforward_channels'] == 96  # the option's; the config says 384
 
 
 def test_conclusions_say_whether_the_difference_exceeds_the_spread():
@@ -112,7 +74,9 @@ def suite(tmp_path_factory):
         (work_dir / '20260101_000000' / 'vis_data').mkdir(parents=True)
         lines = [{'loss': 5.5, 'iter': 50, 'step': 50}, {'loss': 5.0, 'iter': 100, 'step': 100}]
         (work_dir / '20260101_000000' / 'vis_data' / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
-        model = panels.build_model(load_config(config, options))
+        loaded = load_config(config, options)
+        loaded.dump(work_dir / Path(config).name)
+        model = build_model(loaded)
         torch.save(dict(state_dict=model.state_dict()), work_dir / 'iter_2.pth')
         stages.append(
             dict(
@@ -137,7 +101,7 @@ def suite(tmp_path_factory):
 def page(suite) -> tuple[str, str]:
     """The page's text, and what was printed while it was made."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        path = report.demo_report(suite, suite / 'report.html')
+        path = suite_page.suite_page(suite, suite / 'report.html')
     return path.read_text(), printed.getvalue()
 
 
@@ -155,11 +119,10 @@ def test_page(suite, page):
     for name in (*embedded.CLASSES, 'torch 2.13.0', 'commit abc', MIM, 'beit-mini-p8_upernet'):
         assert name in text
     pictures = [base64.b64decode(data) for data in re.findall(r'data:image/png;base64,([\w+/=]+)', text)]
-    assert [opened(p).shape[1] for p in pictures] == [
-        LEFT + 4 * STEP,
-        LEFT + 5 * STEP,
-        LEFT + 4 * STEP,
-    ]
+    assert len(pictures) == len(suite_page.LESSONS) + 1  # and the segmentors
+    four_tiles = GAP + 4 * (TILE + GAP)
+    assert [Image.open(io.BytesIO(png)).width for png in (pictures[2], pictures[-1])] == [four_tiles, four_tiles]
+    assert re.findall(r'<h3>(.*?)</h3>(?:<p>.*?</p>)?<figure><img', text)[:2] == ['What is hidden', 'Visual tokens']
     assert text.count('<svg') == 2  # differences, and mIoU against steps
     assert (suite / 'leaderboard.md').is_file()
 
@@ -181,15 +144,15 @@ def test_a_broken_part_costs_a_note_and_not_the_page(suite):
     (suite / 'broken').mkdir()
     (suite / 'broken' / 'suite.json').write_text(json.dumps(index))
     (suite / 'broken' / 'results').symlink_to(suite / 'results')
-    text = report.demo_report(suite / 'broken', suite / 'broken' / 'report.html').read_text()
-    assert text.count('This part could not be made: CheckpointError') == 2  # reconstructions, attention
-    assert 'no finished stage of kind segmentation' in text
+    text = suite_page.suite_page(suite / 'broken', suite / 'broken' / 'report.html').read_text()
+    assert text.count('This part could not be made: CheckpointError') == 4  # what is drawn of the weights
+    assert '<h3>Segmentation</h3>' not in text
     assert '+4.2 (1 seed)' in text
 
 
 def test_a_folder_without_a_suite(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'tools/benchmark\.py'):
-        report.demo_report(tmp_path, tmp_path / 'report.html')
+        suite_page.suite_page(tmp_path, tmp_path / 'report.html')
     (tmp_path / 'suite.json').write_text('{"title": "t", "stages": []}')
     with pytest.raises(RecordError, match=r'tools/test\.py'):
-        report.demo_report(tmp_path, tmp_path / 'report.html')
+        suite_page.suite_page(tmp_path, tmp_path / 'report.html')

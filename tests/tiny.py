@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from beit_mm.benchmark.panels import build_model
+from beit_mm.apis import build_model
 from beit_mm.engine.configs import load_config
 
 CLASSIFY = 'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'

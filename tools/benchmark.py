@@ -2,8 +2,8 @@
 
 import argparse
 
-from beit_mm.benchmark.report import demo_report
 from beit_mm.benchmark.suite import run_suite
+from beit_mm.benchmark.suite_page import suite_page
 from beit_mm.engine.launch import door
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument('--fast', action='store_true', help='a few steps of everything: a check, not a result')
     args = parser.parse_args()
     root = run_suite(args.suite, range(args.seeds), args.fast, args.root, args.jobs)
-    page = demo_report(root, root / 'report.html')
+    page = suite_page(root, root / 'report.html')
     print(f'\npage: {page.resolve()}')
 
 

@@ -1,20 +1,14 @@
-"""One self-contained HTML page: the leaderboard, its figures, and of a suite pictures of what the models learned."""
+"""One self-contained HTML page of a board: result, tables, figures, and how the numbers were made."""
 
 import html
 import itertools
-import json
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..data import embedded
-from ..engine.launch import terse_terminal
-from . import curves, figures, page, panels
+from . import curves, figures, page
 from .board import as_html, sources
-from .leaderboard import BASELINE, Board, Row, from_folder
-from .tables import LABELS, as_csv, as_markdown, as_text, number, verdict
-
-SHOWN = list(range(8))  # validation images in the pictures: the first ones, not chosen ones
+from .leaderboard import BASELINE, Board, Row
+from .tables import LABELS, as_csv, as_markdown, number, verdict
 
 
 def conclusions(rows: Sequence[Row]) -> list[str]:
@@ -29,20 +23,6 @@ def conclusions(rows: Sequence[Row]) -> list[str]:
         values = f'{number(row.mean, row.metric)} against {number(row.mean - mean, row.metric)} {BASELINE}'
         lines.append(f'{metric}, {row.protocol}: {values}, {verdict(row)}: {said}')
     return lines or ['No pair of runs to compare yet.']
-
-
-def _section(title: str, make: Callable[[], str]) -> str:
-    """A section, or a visible note of why it is missing: a broken picture must not cost the table."""
-    try:
-        body = make()
-    except Exception as error:
-        traceback.print_exc()
-        body = f'<p class="note">This part could not be made: {html.escape(f"{type(error).__name__}: {error}")}</p>'
-    return page.section(title, body)
-
-
-def _missing(what: str) -> str:
-    return f'<p class="note">Not here: the suite has no finished stage of kind {what}.</p>'
 
 
 PLOTTED = (  # of a task's curves: scalar, title, label of the axis
@@ -101,50 +81,6 @@ def _classes(rows: Sequence[Row]) -> str:
             f'difference behind it</p>{figures.class_bars(row, row.baseline)}'
         )
     return ''.join(parts)
-
-
-def _legend() -> str:
-    colours = zip(embedded.CLASSES, embedded.PALETTE, strict=True)
-    spans = ''.join(f'<span><i style="background:rgb{colour}"></i>{name}</span>' for name, colour in colours)
-    return f'<p class="legend">{spans}</p>'
-
-
-def _reconstructions(stage: dict) -> str:
-    config, model = panels.load_stage(stage)
-    text = (
-        '<p>The tokenizer turns every cell into one of its codes and can paint a code back. The pre-trained model sees '
-        'the second column and guesses the codes of the hidden patches; the third column paints its guesses there.</p>'
-    )
-    png = panels.reconstruction_panel(config, model, SHOWN)
-    return text + page.picture(png, 'image, masked image, predicted and true tokens')
-
-
-def _segmentations(named: dict[str, dict]) -> str:
-    models = {name: panels.load_stage(stage) for name, stage in named.items()}
-    return _legend() + page.picture(panels.segmentation_panel(models, SHOWN), 'segmentations')
-
-
-def _attention(stage: dict) -> str:
-    config, model = panels.load_stage(stage)
-    if config.test_dataloader.dataset.type != 'beit_mm.EmbeddedScenes':
-        return '<p class="note">Not here: it needs the masks of the images, which these lie without.</p>'
-    picture, numbers = panels.attention_panel(config, model, SHOWN)
-    text = (
-        f'<p>Where the red patch looks, in the last block of the pre-trained backbone. The patches that hold 60 % of '
-        f"the attention overlap the query's own region with a Jaccard index of {numbers['attended']:.2f} (mean of 200 "
-        f'validation images); as many patches at random places score {numbers["shuffled"]:.2f}, all patches '
-        f'{numbers["everywhere"]:.2f}.</p>'
-    )
-    return text + page.picture(picture, 'attention maps')
-
-
-def _credits() -> str:
-    lines = [[p.name, p.credit, p.licence, f'{p.package}/{p.file}', p.sha256[:16]] for p in embedded.PHOTOGRAPHS]
-    columns = ['material', 'by', 'licence', 'file in the wheel', 'sha256']
-    return (
-        '<p>Train images are cut from the left 70 % of each photograph, validation images from the right 30 %, in grey '
-        f'with contrast normalised per region.</p>{page.table(columns, lines, codes=columns[3:])}'
-    )
 
 
 def _provenance(rows: Sequence[Row], stages: Sequence[dict]) -> str:
@@ -220,43 +156,10 @@ def whole(found: Board, title: str, note: str = '', pictures: Sequence[str] = ()
     parts = [
         page.section('Leaderboard', as_html(rows) + '<h3>Where the numbers of others are from</h3>' + sources()),
         page.section('Against from scratch', f'<figure>{differences}{said}</figure>') if differences else '',
-        _section('Training curves', lambda: _curves(rows)),
+        page.section('Training curves', _curves(rows)),
         page.section('IoU by class', classes) if classes else '',
         *pictures,
-        _section('How these numbers were made', lambda: _provenance(rows, stages)),
+        page.section('How these numbers were made', _provenance(rows, stages)),
     ]
     foot = 'Made by <code>tools/leaderboard.py</code> of beit_mm from result records. The page loads nothing.'
     return page.whole(title, head, '\n'.join(filter(None, parts)), foot)
-
-
-def demo_report(root: str | Path, out: str | Path) -> Path:
-    """Leaderboard files and page of a suite's root; prints the table and the result.
-
-    Raises FileNotFoundError without suite.json, RecordError without a record.
-    """
-    terse_terminal()
-    root = Path(root)
-    if not (root / 'suite.json').is_file():
-        raise FileNotFoundError(f'{root}: holds no suite.json; make one with: python tools/benchmark.py SUITE')
-    index = json.loads((root / 'suite.json').read_text())
-    stages = [stage for stage in index['stages'] if stage['checkpoint']]
-    unfinished = [f'{s["name"]} (seed {s["seed"]})' for s in index['stages'] if not s['checkpoint']]
-    note = index.get('note', '') + (f' Not finished: {", ".join(unfinished)}.' if unfinished else '')
-    found = from_folder(root)
-    write_all(found, root, index['title'], note)
-    first = {stage['name']: stage for stage in reversed(stages)}  # the first seed's
-    kinds = {s['kind']: s for s in first.values()}
-    segmentors = {s['protocol']: s for s in first.values() if s['kind'] == 'segmentation'}
-    segmentors = dict(sorted(segmentors.items(), key=lambda item: BASELINE in item[0]))
-    pretrain = kinds.get('pretrain')
-    pictures = [
-        _section('What is behind the mask', lambda: _reconstructions(pretrain) if pretrain else _missing('pretrain')),
-        _section('Attention', lambda: _attention(pretrain) if pretrain else _missing('pretrain')),
-        _section('Segmentation', lambda: _segmentations(segmentors) if segmentors else _missing('segmentation')),
-        _section('Photographs', _credits),
-    ]
-    out = Path(out)
-    out.write_text(whole(found, index['title'], note, pictures, stages))
-    print('\n' + as_text(found.rows))
-    print('\n'.join(['', *conclusions(found.rows), *found.notes]))
-    return out

@@ -219,7 +219,7 @@ def show(kind: str, out: str | None = None, page_file: str | None = None, truste
     lines, panels = [], []
     for one in KINDS if kind == 'all' else [kind]:
         try:
-            panel = _absolute_instead(asked) if kind == 'all' and one == 'relative-bias' else KINDS[one](asked)
+            panel = panel_of(one, asked) if kind == 'all' else KINDS[one](asked)
         except (PictureError, ConfigError, CheckpointError, OSError) as error:
             if kind != 'all':
                 raise
@@ -240,20 +240,25 @@ def show(kind: str, out: str | None = None, page_file: str | None = None, truste
     return lines
 
 
-def _absolute_instead(asked: Wishes) -> Panel:
-    """What a backbone has of places: its relative bias, else its absolute positions."""
-    return (relative_bias_panel if asked.backbone.pos_embed is None else absolute_panel)(asked.backbone)
+def panel_of(kind: str, asked: Wishes) -> Panel:
+    """A picture of that kind; of places what the backbone has: its relative bias, else its absolute positions."""
+    if kind == 'relative-bias' and asked.backbone.pos_embed is not None:
+        return absolute_panel(asked.backbone)
+    return KINDS[kind](asked)
 
 
 def as_page(asked: Wishes, panels: Sequence[Panel]) -> str:
     """One HTML page with the pictures inside it."""
     title = f'What {Path(asked.config).stem} learned'
-    parts = [f'<h1>{html.escape(title)}</h1><p class="note">Checkpoint: {html.escape(str(asked.checkpoint))}</p>']
-    for panel in panels:
-        rows = [[name, _number(value)] for name, value in panel.numbers.items()]
-        parts.append(f'<h2>{panel.kind}</h2>{page.picture(panel.png, panel.caption)}')
-        parts.append(f'<details><summary>Numbers</summary>{page.table(["", "value"], rows)}</details>' if rows else '')
-    return page.whole(title, '\n'.join(parts))
+    head = f'<h1>{html.escape(title)}</h1><p class="note">Checkpoint: {html.escape(str(asked.checkpoint))}</p>'
+    parts = [page.section(p.kind, page.picture(p.png, p.caption) + numbers_table(p)) for p in panels]
+    return page.whole(title, head, '\n'.join(parts))
+
+
+def numbers_table(panel: Panel) -> str:
+    """What a picture shows in numbers, folded; '' for none."""
+    rows = [[name, _number(value)] for name, value in panel.numbers.items()]
+    return f'<details><summary>Numbers</summary>{page.table(["", "value"], rows)}</details>' if rows else ''
 
 
 def _number(value: float) -> str:
