@@ -5,26 +5,27 @@ import json
 import pytest
 import torch
 
+from beit_mm.benchmark.jobs import run_suite
 from beit_mm.benchmark.records import read_all
-from beit_mm.benchmark.suite import plan, run_suite
+from beit_mm.benchmark.suite import plan
 from beit_mm.engine.configs import ConfigError
 
 SUITE = """
 title = 'tiny'
 note = 'a test'
 root = 'unused'
-tiny = {{
+_tiny = {{
     'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'default_hooks.checkpoint.interval': 1,
     'train_dataloader.dataset.length': 60, 'train_dataloader.batch_size': 4, 'val_dataloader.dataset.length': 4,
     'test_dataloader.dataset.length': 4,
 }}
 stages = [
-    dict(name='tokenizer', kind='tokenizer', options=tiny,
+    dict(name='tokenizer', kind='tokenizer', options=_tiny,
          config='configs/tokenizer/dvae-512_1xb64-300_embedded-32.py'),
     dict(name='pretrain', kind='pretrain', config='configs/pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py',
-         options={{**tiny, 'model.target.checkpoint': '{{tokenizer}}'}}),
+         options={{**_tiny, 'model.target.checkpoint': '{{tokenizer}}'}}),
     dict(name='classify', kind='classification', {start}
-         config='configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py', options=tiny),
+         config='configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py', options=_tiny),
 ]
 """
 
