@@ -2,7 +2,7 @@
 
 Nothing is read but configs: models are built on the meta device, sizes of ImageNet, ADE20K and CIFAR are known. A
 backward pass costs two forward passes; frozen parts (a tokenizer, a probed backbone) have none. Not counted: tests
-during training, windows and scales in testing, auxiliary heads, augmentation. Operations are FLOPs, two per multiply-accumulate.
+during training, windows and scales in testing, auxiliary heads, augmentation. FLOPs are two per multiply-accumulate.
 """
 
 import json

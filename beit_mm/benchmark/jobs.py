@@ -266,8 +266,9 @@ class _Suite:
         for stage in needed:
             if stage in self.running or (held := holder(stage)) is None:
                 continue
+            told = who(held) in (before.get(stage), self.elsewhere.get(stage))
             self.elsewhere[stage] = who(held)
-            if before.get(stage) != who(held):
+            if not told:
                 print(f'{self._head(stage)}: another benchmark runs it ({who(held)}); waiting for it', flush=True)
 
     def _wait(self) -> None:

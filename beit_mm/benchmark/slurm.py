@@ -30,9 +30,9 @@ def submit(
 ) -> list[str]:
     """Write the scripts of what is missing and submit them in order; returns lines about each.
 
-    stages: all; chosen: those that may be submitted. options:
-    sbatch's own, such as '--partition=gpu --time=48:00:00'. dry: only write the scripts. A stage whose job
-    still waits or runs is not submitted again. Raises ConfigError where there is no sbatch, or it refuses.
+    stages: all; chosen: those that may be submitted. options: sbatch's own, such as '--partition=gpu --time=48:00:00'.
+    dry: only write the scripts. A stage whose job still waits or runs is not submitted again. Raises ConfigError where
+    there is no sbatch, or it refuses.
     """
     root = stages[0].root
     if not dry and shutil.which('sbatch') is None:
@@ -43,10 +43,12 @@ def submit(
     folder.mkdir(parents=True, exist_ok=True)
     jobs = read_json(folder / 'jobs.json') or {}
     alive = {key: job for key, job in jobs.items() if not dry and _alive(job)}
-    lines, by_hand = (
-        [],
-        ['#!/bin/bash', '# Submits every script of this folder, each after those it waits for', 'set -eo pipefail'],
-    )
+    lines: list[str] = []
+    by_hand = [
+        '#!/bin/bash',
+        '# Submits every script of this folder, each after those it waits for',
+        'set -eo pipefail',
+    ]
     for stage in wanted:
         key, script = slurm_key(stage), folder / f'{slurm_key(stage)}.sh'
         needed = [slurm_key(parent) for parent in stage.parents if found[parent].name != 'finished']

@@ -220,9 +220,8 @@ def _state(stage: Stage, earlier: dict[Stage, State], lacks: bool) -> State:
     bad = [p.name for p, s in before.items() if s.name in ('failed', 'missing', 'blocked', 'stale')]
     gone = [p.name for p, s in before.items() if s.name == 'finished' and weights_left(p) is None]
     if bad or gone:
-        reasons = [f'needs {", ".join(bad)}'] * bool(bad) + [f'the checkpoint of {", ".join(gone)} is gone'] * bool(
-            gone
-        )
+        reasons = [f'needs {", ".join(bad)}'] if bad else []
+        reasons += [f'the checkpoint of {", ".join(gone)} is gone: --rerun makes another'] if gone else []
         return State('blocked', '; '.join(reasons))
     waits = [parent.name for parent, state in before.items() if state.name != 'finished']
     said = [f'waits for {", ".join(waits)}'] if waits else []

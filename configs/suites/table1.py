@@ -4,15 +4,15 @@
     python tools/benchmark.py configs/suites/table1.py --skip-missing
     python tools/benchmark.py configs/suites/table1.py --slurm '--partition=gpu --time=72:00:00'
 
-Rows run here (paper): BEiT-B 83.2, BEiT384-B 84.6, BEiT-L 85.2, BEiT384-L 86.3, DeiT-B from scratch 81.8, MoCo v3-B 83.2,
-DINO-B 82.8, ViT-B supervised on ImageNet-22K (84.0 at 384 px; here at 224). The last three are their authors' weights
-in BEiT's recipe, not in their own. Rows of the paper alone: ViT384-B and -L from scratch, DeiT384-B, ViT384-L,
-iGPT-1.36B, ViT384-B-JFT300M, MoCo v3-L.
+Rows run here (paper): BEiT-B 83.2, BEiT384-B 84.6, BEiT-L 85.2, BEiT384-L 86.3, DeiT-B from scratch 81.8, MoCo v3-B
+83.2, DINO-B 82.8, ViT-B supervised on ImageNet-22K (84.0 at 384 px; here at 224). The last three are their authors'
+weights in BEiT's recipe, not in their own. Rows of the paper alone: ViT384-B and -L from scratch, DeiT384-B,
+ViT384-L, iGPT-1.36B, ViT384-B-JFT300M, MoCo v3-L.
 
 Bring: data/imagenet; checkpoints/encoder.pkl (OpenAI's), and for the rows of others dino_vitbase16_pretrain.pth,
 vit-b-300ep.pth.tar (MoCo v3) and B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz (Google), all in
-checkpoints/ (docs/checkpoints.md). Eight GPUs a stage; steps are accumulated to the recipes' batches. All paper suites
-share work_dirs/paper: what one has pre-trained the others find there.
+checkpoints/ (docs/checkpoints.md). Eight GPUs a stage; steps are accumulated to the recipes' batches. All paper
+suites share work_dirs/paper: what one has pre-trained the others find there.
 """
 
 title = 'Table 1: ImageNet-1K'

@@ -3,9 +3,9 @@
     python tools/benchmark.py configs/suites/table11.py --dry-run
     python tools/benchmark.py configs/suites/table11.py --skip-missing
 
-Rows run here (paper): DeiT 90.8, DINO 91.7, MoCo v3 87.1, BEiT 90.1, BEiT + intermediate fine-tuning on ImageNet-1K 91.8,
-all in BEiT's recipe; ours besides: the same from random weights, at 224 px. Rows of the paper alone: ViT384 from
-scratch (48.5) and supervised (87.1).
+Rows run here (paper): DeiT 90.8, DINO 91.7, MoCo v3 87.1, BEiT 90.1, BEiT + intermediate fine-tuning on ImageNet-1K
+91.8, all in BEiT's recipe; ours besides: the same from random weights, at 224 px. Rows of the paper alone: ViT384
+from scratch (48.5) and supervised (87.1).
 
 Bring: data/imagenet, data/cifar (the original pickles); checkpoints/encoder.pkl (OpenAI's),
 deit_base_patch16_224-b5f2ef4d.pth, dino_vitbase16_pretrain.pth and vit-b-300ep.pth.tar (MoCo v3) in checkpoints/

@@ -3,12 +3,12 @@
     python tools/benchmark.py configs/suites/table3.py --dry-run
     python tools/benchmark.py configs/suites/table3.py --skip-missing
 
-All four rows (paper): supervised pre-training on ImageNet 45.3 (which weights it does not say: DeiT's here), DINO 44.1,
-BEiT 45.6, BEiT + intermediate fine-tuning on ImageNet-1K 47.7. Ours besides: SETR-PUP from random weights.
+All four rows (paper): supervised pre-training on ImageNet 45.3 (which weights it does not say: DeiT's here), DINO
+44.1, BEiT 45.6, BEiT + intermediate fine-tuning on ImageNet-1K 47.7. Ours besides: SETR-PUP from random weights.
 
 Bring: data/imagenet, data/ade (ADEChallengeData2016); checkpoints/encoder.pkl (OpenAI's),
-checkpoints/deit_base_patch16_224-b5f2ef4d.pth, checkpoints/dino_vitbase16_pretrain.pth (docs/checkpoints.md). Eight GPUs
-a stage. Shares work_dirs/paper with the other tables.
+checkpoints/deit_base_patch16_224-b5f2ef4d.pth, checkpoints/dino_vitbase16_pretrain.pth (docs/checkpoints.md). Eight
+GPUs a stage. Shares work_dirs/paper with the other tables.
 """
 
 title = 'Table 3: ADE20K with SETR-PUP'

@@ -3,13 +3,13 @@
     python tools/benchmark.py configs/suites/table4.py --dry-run
     python tools/benchmark.py configs/suites/table4.py --slurm '--partition=gpu --time=72:00:00'
 
-All seven rows (paper, top-1 / mIoU): BEiT 82.86 / 44.65, random masks 82.77 / 42.93, pixels 81.04 / 41.38, pixels with
-random masks 80.50 / 37.09, recover all tokens 82.59 / 40.93, the same without masking 81.67 / 36.73, 800 epochs
+All seven rows (paper, top-1 / mIoU): BEiT 82.86 / 44.65, random masks 82.77 / 42.93, pixels 81.04 / 41.38, pixels
+with random masks 80.50 / 37.09, recover all tokens 82.59 / 40.93, the same without masking 81.67 / 36.73, 800 epochs
 83.19 / 45.58. Each is a pre-training that its two fine-tunings share; the others differ from BEiT's 300 epochs in one
 config each. In miniature, on embedded data: miniature_tables.py.
 
-Bring: data/imagenet, data/ade (ADEChallengeData2016), checkpoints/encoder.pkl (OpenAI's; the rows with pixels do without
-it: --skip-missing). Eight GPUs a stage. Shares work_dirs/paper with the other tables.
+Bring: data/imagenet, data/ade (ADEChallengeData2016), checkpoints/encoder.pkl (OpenAI's; the rows with pixels do
+without it: --skip-missing). Eight GPUs a stage. Shares work_dirs/paper with the other tables.
 """
 
 title = 'Table 4: ablations of masking and targets'

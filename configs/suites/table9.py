@@ -3,9 +3,9 @@
     python tools/benchmark.py configs/suites/table9.py --dry-run
     python tools/benchmark.py configs/suites/table9.py
 
-Rows run here (paper): BEiT-B 56.7 (block 9), BEiT-L 73.5 (block 14), by the recipe of Appendix D. Ours besides, without
-a number in the paper: every block at once by the official run_linear_eval.py. Rows of the paper alone: DINO-B, MoCo v3-B
-and -L, iGPT-L and -XL, which their authors probed in their own ways.
+Rows run here (paper): BEiT-B 56.7 (block 9), BEiT-L 73.5 (block 14), by the recipe of Appendix D. Ours besides,
+without a number in the paper: every block at once by the official run_linear_eval.py. Rows of the paper alone:
+DINO-B, MoCo v3-B and -L, iGPT-L and -XL, which their authors probed in their own ways.
 
 Bring: data/imagenet, checkpoints/encoder.pkl (OpenAI's). Eight GPUs a stage. Shares work_dirs/paper with the other
 tables: the pre-trainings are Table 1's. docs/probes.md says how a block is chosen.
