@@ -165,6 +165,24 @@ def test_what_another_benchmark_runs_is_waited_for(tmp_path, fake, capsys):
     assert said.count(f'another benchmark runs it (pid {os.getpid()} on ') == 1
 
 
+def test_a_config_that_is_edited_meanwhile_is_not_mixed_in(tmp_path, fake, monkeypatch):
+    config = tmp_path / 'own.py'
+    config.write_text("_base_ = 'beit_mm::classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'\n")
+    more = f"stages = [stages[0], dict(name='b', kind='classification', config={str(config)!r})]"
+    made, suite = fake({'tokenizer': 0}), tiny_suite(tmp_path, more=more)
+    start = running.start
+
+    def edit(stage, *args):
+        config.write_text('this is no Python')
+        suite.write_text('nor is this')
+        return start(stage, *args)
+
+    monkeypatch.setattr(running, 'start', edit)
+    outcome = run_suite(suite, root=tmp_path / 'r', jobs=1)
+    assert outcome.problems == [f'[2/2] seed 0 b: {config} was changed while the benchmark ran']
+    assert [name for name, _ in made.log] == ['tokenizer']
+
+
 def test_what_lacks_a_file_is_left_out(tmp_path, fake, capsys):
     more = "stages.append(dict(name='b', config=stages[2]['config'], load_from='nowhere.pth'))"
     made, suite = fake(), tiny_suite(tmp_path, more=more)

@@ -23,7 +23,12 @@ def whole(path: str | Path, root: Path, fast: bool, stages: list[Stage]) -> list
 def write_index(path: str | Path, root: Path, fast: bool, stages: list[Stage], lacking: Iterable[Stage] = ()) -> None:
     """Write root/suite.json and root/status.txt as they are now."""
     suite = read_suite(path)
-    stages = whole(path, root, fast, stages)
+    write_states(path, suite, fast, whole(path, root, fast, stages), lacking)
+
+
+def write_states(path: str | Path, suite: dict, fast: bool, stages: list[Stage], lacking: Iterable[Stage]) -> None:
+    """As write_index, of a suite that has been read: while it runs, its file may be edited."""
+    root = stages[0].root
     found = states(stages, lacking)
     title = suite['title'] + (' (a fast check: the numbers mean nothing)' if fast else '')
     entries = [dict(_entry(stage, found[stage]), suite=Path(path).name) for stage in stages]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..engine.errors import ConfigError
 from ..engine.launch import check_writable, terse_terminal
 from .estimate import batch_note, listing
-from .index import table, whole, write_index
+from .index import table, whole, write_states
 from .processes import LOOK_EVERY, Running, start, stop, stoppable, threads_of
 from .state import (
     State,
@@ -30,8 +30,9 @@ from .state import (
     who,
     write_json,
 )
-from .suite import Stage, missing, plan
+from .suite import Stage, edited, missing, plan, read_suite
 
+TELL_EVERY = 10.0  # seconds between looks at what runs, for status.txt
 SAY_EVERY = 30.0  # seconds between lines of progress when several stages run
 LOOK_ELSEWHERE = 2.0  # at stages that another benchmark runs
 LAST_LINES = 6
@@ -201,6 +202,7 @@ class _Suite:
 
     def __init__(self, path: Path, stages: list[Stage], chosen: list[Stage], lacking: set[Stage], fast: bool) -> None:
         self.path, self.stages, self.lacking, self.fast = path, stages, lacking, fast
+        self.said, self.everything = read_suite(path), whole(path, stages[0].root, fast, stages)
         self.waiting = [stage for stage in chosen if finished(stage) is None and stage not in lacking]
         self.running: dict[Stage, Running] = {}
         self.elsewhere: dict[Stage, str] = {}  # stages that other benchmarks run, and what was said of them
@@ -221,7 +223,7 @@ class _Suite:
                     last_said = time.perf_counter()
                     for stage in self.running if jobs > 1 else ():
                         print(f'{self._head(stage)}: {progress(stage)}', flush=True)
-                    self.tell()
+                self.tell()
         except KeyboardInterrupt:
             print('\nstopped; the same command goes on from there', file=sys.stderr, flush=True)
             raise
@@ -248,6 +250,10 @@ class _Suite:
                 continue
             if len(self.running) >= jobs or (on_devices and stage.gpus > len(free)):
                 continue
+            if edited(stage):  # the child would read what nobody planned
+                self.waiting.remove(stage)
+                self.problems.append(f'{self._head(stage)}: {stage.config} was changed while the benchmark ran')
+                continue
             lock = acquire(stage)
             if lock is None:
                 self._look_elsewhere([stage], before)
@@ -273,7 +279,7 @@ class _Suite:
 
     def _wait(self) -> None:
         """Until a child ends; not long, if there is something to look at elsewhere."""
-        deadline = time.monotonic() + (LOOK_ELSEWHERE if self.elsewhere else SAY_EVERY)
+        deadline = time.monotonic() + (LOOK_ELSEWHERE if self.elsewhere else TELL_EVERY)
         while time.monotonic() < deadline and not any(r.exit_code() is not None for r in self.running.values()):
             time.sleep(LOOK_EVERY)
 
@@ -301,7 +307,7 @@ class _Suite:
 
     def tell(self) -> None:
         """Everything that others read: suite.json for the page, status.txt for a watcher."""
-        write_index(self.path, self.stages[0].root, self.fast, self.stages, self.lacking)
+        write_states(self.path, self.said, self.fast, self.everything, self.lacking)
 
 
 def sweep(stages: list[Stage]) -> None:

@@ -260,7 +260,8 @@ def last_lines(stage: Stage, count: int) -> list[str]:
         return []
     with open(path, 'rb') as file:
         file.seek(max(0, path.stat().st_size - 65536))
-        return file.read().decode(errors='replace').splitlines()[-count:]
+        lines = file.read().decode(errors='replace').splitlines()
+    return [line for line in lines if line.strip()][-count:]
 
 
 def progress(stage: Stage) -> str:

@@ -23,6 +23,7 @@ import difflib
 import hashlib
 import json
 import re
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -234,16 +235,32 @@ def _identity(entry: dict) -> str:
 
 
 _configs: dict[tuple, Config] = {}  # reading one takes a tenth of a second
+_of_stage: weakref.WeakKeyDictionary[Stage, Config] = weakref.WeakKeyDictionary()
 
 
 def merged(stage: Stage) -> Config:
-    """A stage's checked config with its overrides; shared, so not to be changed."""
-    path = Path(stage.config)
-    age = path.stat().st_mtime_ns if path.is_file() else 0
-    key = (stage.config, age, json.dumps(stage.options, sort_keys=True, default=repr))
-    if key not in _configs:
-        _configs[key] = load_config(stage.config, dict(stage.options))
-    return _configs[key]
+    """A stage's checked config with its overrides, as it was when the stage was planned; not to be changed."""
+    if stage not in _of_stage:
+        path = Path(stage.config)
+        age = path.stat().st_mtime_ns if path.is_file() else 0
+        key = (stage.config, age, json.dumps(stage.options, sort_keys=True, default=repr))
+        if key not in _configs:
+            _configs[key] = load_config(stage.config, dict(stage.options))
+        _of_stage[stage] = _configs[key]
+    return _of_stage[stage]
+
+
+def edited(stage: Stage) -> bool:
+    """Whether the config has become another since the stage was planned."""
+    try:
+        now = load_config(stage.config, dict(stage.options))
+    except ConfigError:
+        return True
+    return _text(now) != _text(merged(stage))
+
+
+def _text(config: Config) -> str:
+    return json.dumps(config.to_dict(), sort_keys=True, default=repr)
 
 
 def _check_trains(stage: Stage, path: str | Path) -> None:
@@ -269,8 +286,7 @@ def tested(stage: Stage) -> bool:
 
 def digest(stage: Stage) -> str:
     """Of all that decides what a stage does, but the weights it starts from."""
-    text = json.dumps(merged(stage).to_dict(), sort_keys=True, default=repr)
-    parts = [text, stage.checkpoint, stage.tta, stage.amp, stage.gpus, stage.seed]
+    parts = [_text(merged(stage)), stage.checkpoint, stage.tta, stage.amp, stage.gpus, stage.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
