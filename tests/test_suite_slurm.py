@@ -134,7 +134,7 @@ def test_a_suite_by_slurm(tmp_path, slurm):
     """The fake sbatch runs the scripts in order: the suite is finished when all are submitted."""
     slurm('sbatch', RUNS)
     suite, root = tiny_suite(tmp_path, more='stages.pop()'), tmp_path / 'r'
-    code, out, err = call('tools/benchmark.py', suite, '--root', root, '--slurm', '--partition=gpu', timeout=500)
+    code, out, err = call('tools/benchmark.py', suite, '--root', root, '--slurm=--partition=gpu', timeout=500)
     assert code == 0, err[-3000:]
     assert 'seed0-classify: job 103, after 102' in out
     done = [(slurm.folder / str(number)).read_text().strip() for number in (101, 102, 103)]

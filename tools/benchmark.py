@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         '--rerun', nargs='+', metavar='NAME', default=[], help='these again, and what started from them'
     )
-    parser.add_argument('--slurm', metavar='OPTIONS', help="submit a job per stage: '--partition=gpu --time=48:00:00'")
+    parser.add_argument('--slurm', metavar='OPTIONS', help="submit jobs: --slurm='--partition=gpu --time=9:00:00'")
     parser.add_argument('--slurm-dry-run', action='store_true', help='only write the scripts')
     parser.add_argument('--no-page', action='store_true', help='without leaderboard and page')
     args = parser.parse_args()

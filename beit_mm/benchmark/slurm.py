@@ -55,7 +55,9 @@ def submit(
         _write(script, path, stage, options, fast)
         waits = ':'.join(f'${_variable(name)}' for name in needed)
         after = f' --dependency=afterok:{waits}' if needed else ''
-        by_hand.append(f'{_variable(key)}=$(sbatch --parsable{after} {shlex.quote(str(script))} | cut -d";" -f1)')
+        by_hand.append(
+            f'{_variable(key)}=$(sbatch --parsable{after} {shlex.quote(str(script.resolve()))} | cut -d";" -f1)'
+        )
         if dry:
             lines.append(f'{script}' + (f', after {", ".join(needed)}' if needed else ''))
         elif key in alive:

@@ -2,7 +2,7 @@
 
     python tools/benchmark.py configs/suites/table1.py --dry-run
     python tools/benchmark.py configs/suites/table1.py --skip-missing
-    python tools/benchmark.py configs/suites/table1.py --slurm '--partition=gpu --time=72:00:00'
+    python tools/benchmark.py configs/suites/table1.py --slurm='--partition=gpu --time=72:00:00'
 
 Rows run here (paper): BEiT-B 83.2, BEiT384-B 84.6, BEiT-L 85.2, BEiT384-L 86.3, DeiT-B from scratch 81.8, MoCo v3-B
 83.2, DINO-B 82.8, ViT-B supervised on ImageNet-22K (84.0 at 384 px; here at 224). The last three are their authors'

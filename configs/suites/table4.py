@@ -1,7 +1,7 @@
 """Table 4 of the paper: what blockwise masking, visual tokens and hiding are worth, on ImageNet-1K and ADE20K.
 
     python tools/benchmark.py configs/suites/table4.py --dry-run
-    python tools/benchmark.py configs/suites/table4.py --slurm '--partition=gpu --time=72:00:00'
+    python tools/benchmark.py configs/suites/table4.py --slurm='--partition=gpu --time=72:00:00'
 
 All seven rows (paper, top-1 / mIoU): BEiT 82.86 / 44.65, random masks 82.77 / 42.93, pixels 81.04 / 41.38, pixels
 with random masks 80.50 / 37.09, recover all tokens 82.59 / 40.93, the same without masking 81.67 / 36.73, 800 epochs

@@ -2,7 +2,7 @@
 scale.
 
     python tools/benchmark.py configs/suites/table7.py --dry-run
-    python tools/benchmark.py configs/suites/table7.py --slurm '--partition=gpu --time=72:00:00'
+    python tools/benchmark.py configs/suites/table7.py --slurm='--partition=gpu --time=72:00:00'
 
 Rows run here (paper, single / multi scale): BEiT-B+ 53.6 / 54.2, BEiT-L+ 56.7 / 57.0. A chain of three trainings
 each, of which the first two have nothing to be tested on, and a test over scales and flips. Rows of the paper alone:
