@@ -120,7 +120,7 @@ recipes = {{
     assert stages['seg-BEiT'].gpus == 2
     assert stages['ft-theirs'].options['model.backbone.drop_path_rate'] == 0.2
     assert weights_of(stages['ft-theirs']) == ['their.pth']
-    assert stages['ft-from-scratch'].options['load_from'] is None
+    assert stages['ft-from-scratch'].options == {'load_from': None, 'protocol': 'after from scratch'}
     assert (stages['knn-BEiT'].checkpoint, stages['knn-theirs'].checkpoint) == (f'{{{stem}}}', 'their.pth')
     absent = missing(stages.values())
     assert {file: [s.name for s in users] for file, (_, users) in absent.items()} == {
@@ -185,6 +185,14 @@ def test_suites_of_the_paper(name):
         'Bring:',
     ):
         assert said in note
+
+
+def test_a_row_from_scratch_is_called_so():
+    stages = {stage.name: stage for stage in plan('configs/suites/table11.py')}
+    assert merged(stages['cifar100-scratch']).protocol == 'from scratch'
+    assert merged(stages['cifar100-scratch']).load_from is None
+    assert merged(stages['cifar100-dino-B']).protocol == 'fine-tune after DINO'
+    assert merged(stages['cifar100-ft-B800']).protocol == 'intermediate fine-tune'
 
 
 @pytest.mark.parametrize('name', ['miniature', 'miniature_tables', 'ade_layout'])

@@ -4,7 +4,7 @@
         'BEiT': ['configs/pretrain/A.py'],           # a chain of configs, each starting from the one before
         'DINO': 'checkpoints/dino.pth',              # a file, or `{stage}` of `stages`
         'ViT': dict(checkpoint=..., options={...}),  # with overrides for every recipe; or dict(chain=[...])
-        'from scratch': None,
+        'from scratch': None,                        # random weights; the protocol, unless given, `from scratch`
     }
     recipes = {                                      # the columns
         'ft': dict(config='configs/classification/B.py', options={'protocol': 'fine-tune after {backbone}'}),
@@ -123,6 +123,8 @@ def _cell(row: str, backbone: dict, start: str | None, name: str, recipe: dict) 
     config = recipe['config'] if isinstance(recipe['config'], str) else recipe['config'][row]
     place = re.sub(r'[^\w.+]+', '-', row).strip('-')
     options = {key: filled(value) for key, value in {**(recipe.get('options') or {}), **backbone['options']}.items()}
+    if start is None:
+        options = {'protocol': 'from scratch', **options}  # whatever the config is called when it fine-tunes
     entry = dict(
         name=f'{name}-{place}',
         config=filled(config),

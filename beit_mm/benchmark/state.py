@@ -248,8 +248,8 @@ def _cut_off(stage: Stage) -> list[str]:
 
 
 def log_of(stage: Stage) -> Path:
-    """The log to read: of the stage, else the newest of mmengine's."""
-    logs = [path for path in (stage.work_dir / LOG, *stage.work_dir.glob('*/*.log')) if path.is_file()]
+    """The log to read: the newest of the stage's, of its Slurm jobs' and of mmengine's."""
+    logs = [path for pattern in (LOG, 'slurm-*.log', '*/*.log') for path in stage.work_dir.glob(pattern)]
     return max(logs, key=lambda path: path.stat().st_mtime, default=stage.work_dir)
 
 
