@@ -1,249 +1,332 @@
-"""Run a chain of trainings and evaluations, once per seed; what is finished is not run again.
+"""What a suite says: its stages, checked before any of them runs.
 
-A suite is a config with `title`, `note` (what a reader must know), `root` (its work_dir), and `stages`, dicts of:
+A suite is a Python file with `title`, `note` (what a reader must know), `root` (its work_dir), optionally `seeds` (how
+many, or which), `gpus` and `amp` (for stages that name none), and `stages`, dicts of:
 
-    name, kind     how it is called; tokenizer, pretrain, classification or segmentation
+    name           how it is called, and its folder: root/seed<n>/<name>
     config         the config to train
-    start          name of the stage whose weights it loads (optional)
-    options        overrides as for --cfg-options; `{stage}` in a value is that stage's checkpoint
-    fast           more overrides, for `fast=True`: a check that everything runs, not a result
+    kind           tokenizer, pretrain, classification or segmentation (default: the config's folder)
+    start          name of the stage whose weights it loads
+    load_from      a file whose weights it loads; None: random weights, whatever the config says
+    checkpoint     nothing is trained: this file, or `{stage}`, is tested
+    options        overrides as for --cfg-options; `{stage}` as a value is that stage's checkpoint
+    fast           more overrides, for `--fast`: a check that everything runs, not a result
+    gpus, amp      ranks that it is trained and tested on; bf16 or fp16
+    tta            tested over scales and flips
 
-Every stage trains (going on from its last checkpoint if it was cut off), is tested, and leaves a result record
-below root/results and `done.json` in its work_dir, root/seed<n>/<name>.
+`tasks`, `backbones` and `recipes` besides, or instead, are the short way to write a table: see grid.py. Names that
+start with `_` are the suite's own.
 """
 
 import dataclasses
+import difflib
+import hashlib
 import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import re
-import time
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 
-from ..engine.checkpointing import latest_checkpoint
-from ..engine.configs import ConfigError, load_config
-from ..engine.launch import check_writable, door, evaluate, run
-from .evaluation import record_of
-from .records import write
+from ..engine.configs import load_config
+from ..engine.errors import ConfigError
+from ..engine.launch import made_by
+from .grid import expand
 
-SAY_EVERY = 30.0  # seconds between lines of progress when several stages run
-FIELDS = {'name', 'kind', 'config', 'start', 'options', 'fast'}
+FIELDS = {
+    'title', 'note', 'root', 'seeds', 'stages', 'tasks', 'backbones', 'recipes', 'gpus', 'amp',
+}  # fmt: skip
+STAGE_FIELDS = {
+    'name', 'kind', 'config', 'start', 'load_from', 'checkpoint', 'options', 'fast', 'gpus', 'amp', 'tta',
+}  # fmt: skip
+KINDS = ('tokenizer', 'pretrain', 'classification', 'segmentation')
+AMP = (None, 'bf16', 'fp16')
+SEED_OF_FILES = 0  # testing somebody's weights has no seed: it is done once
 
 
-def _is_reference(value) -> bool:
+def is_reference(value) -> bool:
+    """Whether an option stands for a stage's checkpoint."""
     return isinstance(value, str) and value.startswith('{') and value.endswith('}')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-    """One training of a suite for one seed."""
+    """One training of a suite for one seed; or, with a checkpoint, one test. parents: whose weights it reads."""
 
     name: str
     kind: str
     config: str
-    start: str | None
     options: dict
     seed: int
     work_dir: Path
+    checkpoint: str | None = None
+    gpus: int = 1
+    amp: str | None = None
+    tta: bool = False
+    parents: tuple['Stage', ...] = ()
 
     @property
-    def done_file(self) -> Path:
-        return self.work_dir / 'done.json'
+    def root(self) -> Path:
+        return self.work_dir.parents[1]
 
-    def needs(self, stages: list['Stage']) -> list['Stage']:
-        """The stages of the same seed whose checkpoints this one reads."""
-        names = {value[1:-1] for value in self.options.values() if _is_reference(value)} | {self.start}
-        return [other for other in stages if other.seed == self.seed and other.name in names]
+    def resolved(self, paths: dict[str, str]) -> tuple[dict, str | None]:
+        """Options and checkpoint with the paths of stages in place of their names."""
 
-    def done(self) -> dict | None:
-        """What the finished stage left, or None."""
-        return json.loads(self.done_file.read_text()) if self.done_file.is_file() else None
+        def path_of(value):
+            return paths[value[1:-1]] if is_reference(value) else value
+
+        return {key: path_of(value) for key, value in self.options.items()}, path_of(self.checkpoint)
 
 
-def plan(path: str | Path, seeds: Iterable[int], fast: bool = False, root: str | None = None) -> list[Stage]:
-    """The stages of a suite in order, seed by seed. Raises ConfigError for what cannot run."""
-    suite = Config.fromfile(path)
-    root_dir = Path(root or suite.root + ('-fast' if fast else ''))
-    stages = []
+def read_suite(path: str | Path) -> dict:
+    """The fields of a suite's file. Raises ConfigError for a missing file, Python that does not run, unknown fields."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), map(str, Path('configs/suites').glob('*.py')), n=3, cutoff=0.4)
+        hint = f'. The nearest names are: {", ".join(near)}' if near else ''
+        raise ConfigError(f'{path}: there is no such suite{hint}')
+    try:
+        content = Config.fromfile(path).to_dict()
+    except Exception as error:  # a suite is Python: it can raise anything
+        raise ConfigError(f'{path}: cannot be read: {type(error).__name__}: {error}') from error
+    suite = {key: value for key, value in content.items() if not key.startswith('_')}
+    check_fields(suite, FIELDS, f'{path}')
+    lacking = [key for key in ('title', 'note', 'root') if not isinstance(suite.get(key), str)]
+    if lacking:
+        raise ConfigError(f'{path}: {", ".join(lacking)} must be there, as text')
+    return suite
+
+
+def check_fields(entry: dict, known: set[str], where: str) -> None:
+    """Raise ConfigError for a key that nobody reads, with the nearest that somebody does."""
+    for key in entry:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f'; did you mean {near[0]!r}?' if near else f'. There are: {", ".join(sorted(known))}'
+            raise ConfigError(f'{where}: {key!r} unknown{hint}')
+
+
+def seeds_of(suite: dict, path: str | Path) -> list[int]:
+    """The seeds that a suite asks for: 0 alone where it does not say."""
+    seeds = suite.get('seeds', 1)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise ConfigError(f'{path}: seeds={suite["seeds"]!r}: write how many, or a list of them')
+    return seeds
+
+
+def plan(
+    path: str | Path, seeds: Iterable[int] | None = None, fast: bool = False, root: str | Path | None = None
+) -> list[Stage]:
+    """The stages of a suite in order, seed by seed. Raises ConfigError for what cannot run.
+
+    Configs and overrides are read and checked; files on disk are not looked at (see `missing`).
+    """
+    suite = read_suite(path)
+    root_dir = Path(root or suite['root'] + ('-fast' if fast else ''))
+    entries = _checked(suite, path)
+    seeds = list(dict.fromkeys(seeds if seeds is not None else seeds_of(suite, path)))
+    stages: list[Stage] = []
     for seed in seeds:
-        known: set[str] = set()
-        for entry in suite.stages:
-            unknown = set(entry) - FIELDS
-            if unknown:
-                raise ConfigError(f'{path}: stage {entry.get("name")}: {", ".join(sorted(unknown))} unknown')
-            if entry.get('start') and entry['start'] not in known:
-                raise ConfigError(
-                    f'{path}: stage {entry["name"]} starts from {entry["start"]!r}, which is not before it'
-                )
-            known.add(entry['name'])
-            stages.append(
-                Stage(
-                    name=entry['name'],
-                    kind=entry['kind'],
-                    config=entry['config'],
-                    start=entry.get('start'),
-                    options={**entry.get('options', {}), **(entry.get('fast', {}) if fast else {})},
-                    seed=seed,
-                    work_dir=root_dir / f'seed{seed}' / entry['name'],
-                )
+        known: dict[str, Stage] = {}
+        for entry in entries:
+            once = entry.get('checkpoint') is not None and not is_reference(entry['checkpoint'])
+            own_seed = SEED_OF_FILES if once else seed
+            if once and any(stage.name == entry['name'] for stage in stages):
+                continue
+            options = _options(entry)
+            names = [value[1:-1] for value in (*options.values(), entry.get('checkpoint')) if is_reference(value)]
+            stage = Stage(
+                name=entry['name'],
+                kind=entry['kind'],
+                config=entry['config'],
+                options={**options, **(entry.get('fast') or {} if fast else {})},
+                seed=own_seed,
+                work_dir=root_dir / f'seed{own_seed}' / entry['name'],
+                checkpoint=entry.get('checkpoint'),
+                gpus=entry['gpus'],
+                amp=entry['amp'],
+                tta=bool(entry.get('tta')),
+                parents=tuple(known[name] for name in dict.fromkeys(names)),
             )
+            known[stage.name] = stage
+            stages.append(stage)
+    for stage in stages:
+        _check_trains(stage, path)
     return stages
 
 
-def run_suite(
-    path: str | Path, seeds: Iterable[int] = (0,), fast: bool = False, root: str | None = None, jobs: int = 1
-) -> Path:
-    """Run what is missing of a suite, up to `jobs` stages at a time; returns its root.
-
-    With several jobs the processor's cores are shared out, and each stage's output goes to stage.log in its
-    work_dir. Raises RuntimeError naming the stages that failed; the others are run to their end.
-    """
-    stages = plan(path, list(seeds), fast, root)
-    root_dir = stages[0].work_dir.parents[1]
-    check_writable(root_dir)
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    waiting = [stage for stage in stages if stage.done() is None]
-    print(
-        f'{len(stages)} stages below {root_dir}, {len(stages) - len(waiting)} of them finished; '
-        f'{jobs} at a time, {threads} threads each',
-        flush=True,
-    )
-    started = last_said = time.perf_counter()
-    # Children of a server that has the imports and nothing else. Forked from here they would hang in their first
-    # parallel loop if this process had run one: the threads of its pool do not live on in a child.
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload([__name__, 'mmpretrain.models', 'mmseg.models'])  # ours mends theirs
-    running: dict[Stage, multiprocessing.Process] = {}
-    failed: list[str] = []
-    while waiting or running:
-        for stage in [s for s in waiting if all(n.done() for n in s.needs(stages))][: jobs - len(running)]:
-            waiting.remove(stage)
-            print(f'{_head(stage, stages)}: {stage.config}', flush=True)
-            running[stage] = context.Process(target=_run_stage, args=(stage, threads, jobs > 1))
-            running[stage].start()
-        if not running:
-            break  # what waits needs a stage that failed
-        multiprocessing.connection.wait([child.sentinel for child in running.values()], timeout=SAY_EVERY)
-        for stage, child in list(running.items()):
-            if child.exitcode is None:
-                continue
-            del running[stage]
-            if child.exitcode == 0:
-                done = stage.done()
-                print(
-                    f'{_head(stage, stages)}: {done["metric"]} {done["value"]:.4g} ({done["seconds"]:.0f} s)',
-                    flush=True,
-                )
-            else:
-                failed.append(f'{_head(stage, stages)} failed with exit code {child.exitcode}; see {stage.work_dir}')
-                print(failed[-1], *_last_lines(stage, 4), sep='\n', flush=True)
-        if jobs > 1 and time.perf_counter() - last_said >= SAY_EVERY:
-            last_said = time.perf_counter()
-            for stage in running:
-                print(f'{_head(stage, stages)}: {_progress(stage)}', flush=True)
-    if failed:
-        raise RuntimeError('\n'.join([*failed, 'The same command goes on from there']))
-    _write_index(path, stages, root_dir, fast)
-    print(f'all stages finished ({time.perf_counter() - started:.0f} s this time)', flush=True)
-    return root_dir
+def _options(entry: dict) -> dict:
+    """Overrides of a stage, with what it starts from among them: all that differs from its config."""
+    start = {'load_from': f'{{{entry["start"]}}}'} if entry.get('start') else {}
+    start.update({'load_from': entry['load_from']} if 'load_from' in entry else {})
+    return {**start, **(entry.get('options') or {})}
 
 
-def _head(stage: Stage, stages: list[Stage]) -> str:
-    return f'[{stages.index(stage) + 1}/{len(stages)}] seed {stage.seed} {stage.name}'
-
-
-def _last_lines(stage: Stage, count: int) -> list[str]:
-    path = stage.work_dir / 'stage.log'
-    return path.read_text(errors='replace').splitlines()[-count:] if path.is_file() else []
-
-
-def _progress(stage: Stage) -> str:
-    """`Iter(train) [ 500/1500] ... eta: 0:04:10` of the last line of a stage's log that has it."""
-    for line in reversed(_last_lines(stage, 40)):
-        found = re.search(r'(Iter\(\w+\) +\[ *\d+/\d+\]).*?(eta: \S+)', line)
-        if found:
-            return f'{found[1]} {found[2]}'
-    return 'starting'
-
-
-def _checkpoint_of(stage: Stage, name: str) -> str:
-    other = json.loads((stage.work_dir.parent / name / 'done.json').read_text())
-    return str(stage.work_dir.parent / name / other['checkpoint'])
-
-
-def _options_of(stage: Stage) -> dict:
-    options = {}
-    for key, value in stage.options.items():
-        if _is_reference(value):
-            value = _checkpoint_of(stage, value[1:-1])
-        options[key] = value
-    return options
-
-
-def _run_stage(stage: Stage, threads: int, to_log: bool) -> None:
-    """In a child process: train, test, record, and say that it is done."""
-    torch.set_num_threads(threads)
-    if to_log:
-        stage.work_dir.mkdir(parents=True, exist_ok=True)
-        log = os.open(stage.work_dir / 'stage.log', os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-
-    @door
-    def train_and_test() -> None:
-        started = time.perf_counter()
-        options = _options_of(stage)
-        run(
-            load_config(stage.config, options),
-            work_dir=str(stage.work_dir),
-            resume='auto' if latest_checkpoint(stage.work_dir) else None,
-            load_from=_checkpoint_of(stage, stage.start) if stage.start else None,
-            seed=stage.seed,
-        )
-        checkpoint = latest_checkpoint(stage.work_dir)
-        config = load_config(stage.config, options)
-        runner, metrics, seconds = evaluate(config, str(checkpoint), work_dir=str(stage.work_dir))
-        record = record_of(runner, config, str(checkpoint), metrics, seconds)
-        written = write(record, stage.work_dir.parents[1] / 'results')
-        content = dict(
-            checkpoint=checkpoint.name,
-            record=os.path.relpath(written, stage.work_dir),
-            metric=record.metric,
-            value=record.value,
-            protocol=record.protocol,
-            seconds=time.perf_counter() - started,
-        )
-        temporary = stage.done_file.with_suffix('.tmp')
-        temporary.write_text(json.dumps(content, indent=1))
-        os.replace(temporary, stage.done_file)
-
-    train_and_test()
-
-
-def _write_index(path: str | Path, stages: list[Stage], root_dir: Path, fast: bool) -> None:
-    """root/suite.json: what the report reads."""
-    suite = Config.fromfile(path)
-    title = suite.title + (' (a fast check: the numbers mean nothing)' if fast else '')
-    entries = []
-    for stage in stages:
-        done = stage.done() or {}
-        entries.append(
-            dict(
-                name=stage.name,
-                kind=stage.kind,
-                protocol=done.get('protocol', stage.kind),
-                seed=stage.seed,
-                config=stage.config,
-                options=_options_of(stage) if done else {},
-                load_from=_checkpoint_of(stage, stage.start) if stage.start and done else None,
-                work_dir=str(stage.work_dir),
-                checkpoint=str(stage.work_dir / done['checkpoint']) if done else None,
-                seconds=done.get('seconds'),
+def _checked(suite: dict, path: str | Path) -> list[dict]:
+    """All stage entries, complete and possible together."""
+    explicit = suite.get('stages') or []
+    if not isinstance(explicit, list) or not all(isinstance(entry, dict) for entry in explicit):
+        raise ConfigError(f'{path}: stages must be a list of dicts')
+    for i, entry in enumerate(explicit):
+        where = f'{path}: stage {entry.get("name", i + 1)}'
+        check_fields(entry, STAGE_FIELDS, where)
+        if not entry.get('name'):
+            raise ConfigError(f'{where}: has no name')
+    entries = expand(suite, path, check_fields)
+    if not entries:
+        raise ConfigError(f'{path}: names neither stages, nor backbones and recipes: nothing to run')
+    known: dict[str, dict] = {}
+    runs: dict[str, str] = {}
+    for entry in entries:
+        where = f'{path}: stage {entry["name"]}'
+        _check_entry(entry, where, suite)
+        if entry['name'] in known:
+            raise ConfigError(f'{where}: another stage has this name')
+        _check_references(entry, known, {other['name'] for other in entries}, where)
+        known[entry['name']] = entry
+        same = _identity(entry)
+        if same in runs:
+            raise ConfigError(
+                f'{where}: would be the same run as {runs[same]} (config, options and start are equal): name one'
             )
+        runs[same] = entry['name']
+    return entries
+
+
+def _check_entry(entry: dict, where: str, suite: dict) -> None:
+    if not isinstance(entry.get('config'), str):
+        raise ConfigError(f'{where}: has no config')
+    entry.setdefault('kind', Path(entry['config']).parent.name)
+    entry.setdefault('gpus', suite.get('gpus', 1))
+    entry.setdefault('amp', suite.get('amp'))
+    if not re.fullmatch(r'[\w.+-]+', entry['name']) or entry['name'].startswith('.'):
+        raise ConfigError(f'{where}: its name is that of a folder: letters, digits, and any of _ . + -')
+    if entry['kind'] not in KINDS:
+        raise ConfigError(f'{where}: kind={entry["kind"]!r} is none of {", ".join(KINDS)}')
+    if entry['amp'] not in AMP:
+        raise ConfigError(f"{where}: amp={entry['amp']!r} is neither 'bf16' nor 'fp16'")
+    if not isinstance(entry['gpus'], int) or entry['gpus'] < 1:
+        raise ConfigError(f'{where}: gpus={entry["gpus"]!r} must be 1 or more')
+    starts = [key for key in ('start', 'load_from', 'checkpoint') if entry.get(key) is not None]
+    if len(starts) > 1:
+        raise ConfigError(f'{where}: has {" and ".join(starts)}; what it starts from is one of them')
+
+
+def _check_references(entry: dict, known: dict[str, dict], names: set[str], where: str) -> None:
+    """What it starts from comes before it, so that there are no circles, and leaves weights."""
+    values = [*_options(entry).values(), *(entry.get('fast') or {}).values(), entry.get('checkpoint')]
+    for name in (value[1:-1] for value in values if is_reference(value)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            after = '; it comes later: put it first, and no two stages can start from each other'
+            hint = after if name in names else f'; did you mean {near[0]!r}?' if near else ''
+            raise ConfigError(f'{where} starts from {name!r}, which is not before it{hint}')
+        if known[name].get('checkpoint'):
+            raise ConfigError(f'{where} starts from {name!r}, which is only tested; start from what that tests')
+
+
+def _identity(entry: dict) -> str:
+    """What makes two stages the same run: all but how they are called."""
+    options = {key: value for key, value in _options(entry).items() if key != 'protocol'}
+    parts = [entry['config'], options, entry.get('checkpoint'), bool(entry.get('tta')), entry['gpus'], entry['amp']]
+    return json.dumps(parts, sort_keys=True, default=repr)
+
+
+_configs: dict[tuple, Config] = {}  # reading one takes a tenth of a second
+_of_stage: weakref.WeakKeyDictionary[Stage, Config] = weakref.WeakKeyDictionary()
+
+
+def merged(stage: Stage) -> Config:
+    """A stage's checked config with its overrides, as it was when the stage was planned; not to be changed."""
+    if stage not in _of_stage:
+        path = Path(stage.config)
+        age = path.stat().st_mtime_ns if path.is_file() else 0
+        key = (stage.config, age, json.dumps(stage.options, sort_keys=True, default=repr))
+        if key not in _configs:
+            _configs[key] = load_config(stage.config, dict(stage.options))
+        _of_stage[stage] = _configs[key]
+    return _of_stage[stage]
+
+
+def edited(stage: Stage) -> bool:
+    """Whether the config has become another since the stage was planned."""
+    try:
+        now = load_config(stage.config, dict(stage.options))
+    except ConfigError:
+        return True
+    return _text(now) != _text(merged(stage))
+
+
+def _text(config: Config) -> str:
+    return json.dumps(config.to_dict(), sort_keys=True, default=repr)
+
+
+def _check_trains(stage: Stage, path: str | Path) -> None:
+    try:
+        config = merged(stage)
+    except ConfigError as error:
+        raise ConfigError(f'{path}: stage {stage.name}: {error}') from error
+    if stage.checkpoint is None and config.get('train_cfg') is None:
+        raise ConfigError(
+            f"{path}: stage {stage.name}: {stage.config} trains nothing; write checkpoint=FILE or '{{stage}}' "
+            f'instead of what it starts from'
         )
-    (root_dir / 'suite.json').write_text(json.dumps(dict(title=title, note=suite.note, stages=entries), indent=1))
+    if stage.checkpoint is not None and not tested(stage):
+        raise ConfigError(f'{path}: stage {stage.name}: {stage.config} has no test_dataloader')
+    if stage.tta and config.get('tta_model') is None:
+        raise ConfigError(f'{path}: stage {stage.name}: tta=True, and {stage.config} has no tta_model')
+
+
+def tested(stage: Stage) -> bool:
+    """Whether its config says how to test: pre-training on ImageNet-22K has nothing to be tested on."""
+    return merged(stage).get('test_dataloader') is not None
+
+
+def digest(stage: Stage) -> str:
+    """Of all that decides what a stage does, but the weights it starts from."""
+    parts = [_text(merged(stage)), stage.checkpoint, stage.tta, stage.amp, stage.gpus, stage.seed]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def weights_of(stage: Stage) -> list[str]:
+    """Files that a stage reads weights from, stages' apart."""
+    config = merged(stage)
+    found = [stage.checkpoint] if stage.checkpoint else [config.get('load_from')]
+    model = config.get('model') or {}
+    found += [model.get('pretrained'), (model.get('target') or {}).get('checkpoint')]
+    found += [node.get('checkpoint') for node in _dicts(model) if node.get('type') == 'Pretrained']
+    return [path for path in dict.fromkeys(found) if path and not is_reference(path) and '://' not in path]
+
+
+def _dicts(node) -> Iterator[dict]:
+    if isinstance(node, dict):
+        yield node
+        node = node.values()
+    if not isinstance(node, str) and isinstance(node, Iterable):
+        for value in node:
+            yield from _dicts(value)
+
+
+def _folders_of(stage: Stage) -> list[str]:
+    """Folders of images that a stage reads."""
+    names = ('test_dataloader',) if stage.checkpoint else ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    parts = [node for name in names for node in _dicts(merged(stage).get(name) or {})]
+    roots = [node.get('data_root') for node in parts if not node.get('download')]
+    return [root for root in dict.fromkeys(roots) if root and '://' not in root]
+
+
+def missing(stages: Iterable[Stage]) -> dict[str, tuple[str, list[Stage]]]:
+    """{file or folder that is not there: (the way out, the stages that read it)}."""
+    found: dict[str, tuple[str, list[Stage]]] = {}
+    for stage in stages:
+        for path in weights_of(stage):
+            if not Path(path).is_file():
+                way = made_by(path).removeprefix('. ') or 'docs/checkpoints.md says whose files are understood'
+                found.setdefault(path, (way, []))[1].append(stage)
+        for path in _folders_of(stage):
+            if not Path(path).is_dir():
+                way = f'a data set; or its own place by options: ...dataset.data_root, in {stage.config}'
+                found.setdefault(path, (way, []))[1].append(stage)
+    return found

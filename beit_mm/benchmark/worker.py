@@ -1,0 +1,141 @@
+"""One stage, in a process of its own: train, test, record, and say that it is done.
+
+`python -m beit_mm.benchmark.worker WORK_DIR` runs what WORK_DIR/stage.json says, alone or as a rank of torchrun; on a
+CPU the benchmark calls `child` instead, in a process that has the imports already.
+"""
+
+import ctypes
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
+
+from ..checkpoints.load import sha256
+from ..engine.checkpointing import latest_checkpoint
+from ..engine.configs import load_config
+from ..engine.errors import ConfigError
+from ..engine.launch import door, evaluate, run
+from .evaluation import record_of
+from .records import write
+from .state import LOG, RECORD, SETTINGS, Lock, now, read_json, write_json
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Linux sends this signal when the process that started this one is gone, however it went."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+def _die_with_creator() -> None:
+    """As die_with_parent, for a child of a forkserver, whose parent is the server: a thread watches the creator."""
+    creator = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([creator.sentinel])
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def child(work_dir: Path, lock: Lock, threads: int, to_log: bool) -> None:
+    """Body of a forkserver's child. lock: of the stage; it is free again when this process has ended."""
+    os.setpgid(0, 0)  # Ctrl-C is the benchmark's: it ends its children itself; and data workers end with this one
+    _die_with_creator()
+    torch.set_num_threads(threads)
+    if to_log:
+        log = os.open(work_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+    run_stage(work_dir)
+
+
+@door
+def main() -> None:
+    if 'RANK' in os.environ:  # torchrun's; the benchmark has seen to its own children
+        die_with_parent()
+    _run(Path(sys.argv[1]), 'pytorch' if 'RANK' in os.environ else 'none')
+
+
+def run_stage(work_dir: Path) -> None:
+    """Run what stage.json says; a mistake ends the process with a few lines and code 1."""
+    door(lambda: _run(work_dir))()
+
+
+def _run(work_dir: Path, launcher: str = 'none') -> None:
+    """Train unless only a test is wanted, test unless there is nothing to test on, and leave done.json."""
+    began = time.time()
+    stage = read_json(work_dir / 'stage.json')
+    if stage is None:
+        raise ConfigError(f'{work_dir / "stage.json"}: is missing or damaged; the benchmark writes it')
+    checkpoint = stage['checkpoint']
+    if checkpoint is None:
+        run(
+            load_config(stage['config'], stage['resolved']),
+            work_dir=str(work_dir),
+            resume='auto' if latest_checkpoint(work_dir) else None,
+            amp=stage['amp'],
+            seed=stage['seed'],
+            launcher=launcher,
+        )
+        checkpoint = str(latest_checkpoint(work_dir))
+    content = dict(
+        checkpoint=os.path.relpath(checkpoint, work_dir) if not stage['checkpoint'] else os.path.abspath(checkpoint),
+        record=None, metric=None, value=None, protocol=None,
+    )  # fmt: skip
+    if stage['tested']:
+        record = _adopted(stage, work_dir, checkpoint)  # by all ranks alike
+        content.update(record or _test(stage, work_dir, checkpoint, launcher))
+    if is_main_process():
+        content.update(
+            sha256=sha256(checkpoint),
+            seconds=time.time() - began,
+            settings={key: stage[key] for key in SETTINGS},
+            finished=now(),
+        )
+        write_json(work_dir / 'done.json', content)
+
+
+def _test(stage: dict, work_dir: Path, checkpoint: str, launcher: str) -> dict:
+    config = load_config(stage['config'], stage['resolved'])
+    if is_main_process():
+        write_json(work_dir / 'testing.json', dict(since=time.time()))
+    runner, metrics, seconds = evaluate(config, checkpoint, tta=stage['tta'], work_dir=str(work_dir), launcher=launcher)
+    if not is_main_process():
+        return {}
+    record = record_of(runner, config, checkpoint, metrics, seconds)
+    written = write(record, _results(work_dir))
+    return dict(
+        record=os.path.relpath(written, work_dir), metric=record.metric, value=record.value, protocol=record.protocol
+    )
+
+
+def _results(work_dir: Path) -> Path:
+    return work_dir.parents[1] / 'results'
+
+
+def _adopted(stage: dict, work_dir: Path, checkpoint: str) -> dict | None:
+    """The record of this very test, if the process was killed between writing it and saying so: a second one would
+    be a duplicate. It is younger than the test's beginning, and of the same weights and config."""
+    testing = read_json(work_dir / 'testing.json')
+    if testing is None:
+        return None
+    digest = sha256(checkpoint)
+    for path in _results(work_dir).glob(f'*/{Path(stage["config"]).stem}/*.json'):
+        record = read_json(path) or {}
+        same = set(record) >= RECORD and record['checkpoint_sha256'] == digest
+        if same and path.stat().st_mtime >= testing['since'] - 1:
+            kept = {key: record.get(key) for key in ('metric', 'value', 'protocol')}
+            return dict(record=os.path.relpath(path, work_dir), **kept)
+    return None
+
+
+if __name__ == '__main__':
+    main()

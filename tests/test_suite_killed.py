@@ -1,0 +1,86 @@
+"""A suite that is killed comes out as one that was not: nothing lost, nothing twice, nothing left over."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import started
+from tiny_suite import tiny_suite
+
+from beit_mm.checkpoints.load import read
+
+TIMES = ('time', 'data_time')  # metrics of the clock
+COMMAND = ('tools/benchmark.py', '--jobs', '2', '--no-page')
+
+
+def run(suite: Path, root: Path, patience: float = 300) -> tuple[int, str]:
+    with started(COMMAND[0], suite, '--root', root, *COMMAND[1:]) as process:
+        out, err = process.communicate(timeout=patience)
+        return process.returncode, out + err
+
+
+def processes_with(root: Path) -> list[int]:
+    """Processes that have anything below root open, such as a log or a lock."""
+    found = []
+    for folder in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            links = [os.readlink(link) for link in (folder / 'fd').iterdir()]
+            if any(link.startswith(str(root)) for link in links):
+                found.append(int(folder.name))
+    return found
+
+
+def what_came_out(root: Path) -> dict:
+    """All that must be equal, however the suite was run."""
+    stages, records = {}, {}
+    for path in sorted(root.glob('seed*/*/done.json')):
+        done = json.loads(path.read_text())
+        stages[path.parent.name] = {key: done[key] for key in ('checkpoint', 'metric', 'value', 'protocol')}
+    for path in sorted((root / 'results').rglob('*.json')):
+        record = json.loads(path.read_text())
+        metrics = {key: value for key, value in record['metrics'].items() if key not in TIMES}
+        key = record['config'], record['seed'], record['protocol']
+        assert key not in records, f'{key} twice'
+        records[key] = dict(value=record['value'], metrics=metrics, images=record['num_images'])
+    return dict(stages=stages, records=records)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_three_times_is_never_killed(tmp_path):
+    """At random moments: the whole process group, as when a terminal is closed, then the benchmark alone, twice.
+
+    Checkpoints are written at the end of a stage, so that a stage that was cut off begins anew, with the same numbers.
+    """
+    suite = tiny_suite(tmp_path, steps=24, interval=24, images=40)
+    code, said = run(suite, tmp_path / 'straight')
+    assert code == 0, said[-3000:]
+    expected = what_came_out(tmp_path / 'straight')
+    assert len(expected['stages']) == len(expected['records']) == 4
+
+    root, moments = tmp_path / 'root', random.Random(7)
+    for kill in (os.killpg, os.kill, os.kill):
+        with started(COMMAND[0], suite, '--root', root, *COMMAND[1:]) as process:
+            deadline = time.monotonic() + 100
+            while not processes_with(root) and time.monotonic() < deadline:
+                time.sleep(0.1)  # imports are not the interesting part
+            time.sleep(moments.uniform(0.5, 7))
+            assert process.poll() is None, 'it had ended before it was killed: make its stages longer'
+            kill(process.pid, signal.SIGKILL)
+            time.sleep(2)
+            assert processes_with(root) == [], 'a child trains on'
+    code, said = run(suite, root)
+    assert code == 0, said[-3000:]
+    assert what_came_out(root) == expected
+    for path in (tmp_path / 'straight').glob('seed0/*/iter_24.pth'):
+        weights, again = (read(p)['state_dict'] for p in (path, root / path.relative_to(tmp_path / 'straight')))
+        assert all(torch.equal(value, again[name]) for name, value in weights.items()), path
+    assert list(root.rglob('*.tmp')) == []
+    index = json.loads((root / 'suite.json').read_text())
+    assert {stage['status'] for stage in index['stages']} == {'finished'}
