@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 
 from beit_mm.benchmark import metafiles
-from beit_mm.benchmark.records import Record, RecordError, make, write
+from beit_mm.benchmark.records import TRAINED, Record, RecordError, make, write
 
 MINI = 'beit-mini-p8_ft_1xb64-100_embedded-64'
 BASE = 'beit-base-p16_ft_8xb128-100e_in1k-224'
@@ -19,10 +19,10 @@ def record(seed: int, value: float, **changes) -> Record:
         task='classification', dataset='EmbeddedScenes', embedded=True, split='val', num_images=1000,
         metric='accuracy/top1', value=value, metrics={'accuracy/top1': value, 'accuracy/top5': 80.0},
         protocol='fine-tune', preset='beit D96 L4', seed=seed, config=MINI, config_sha256='c' * 64,
-        checkpoint='a.pth', checkpoint_sha256=f'{seed}' * 64, stages=[], seconds=1.0,
+        origin=TRAINED, recipe_sha256='e' * 64, checkpoint='a.pth', checkpoint_sha256=f'{seed}' * 64, stages=[],
+        cost=dict(parameters=460908, macs=32_393_088, train_seconds=7200.0), curves={}, seconds=1.0,
     )  # fmt: skip
-    known = {field.name for field in dataclasses.fields(Record)}
-    return make(**{**{k: v for k, v in fields.items() if k in known}, **changes})
+    return make(**{**fields, **changes})
 
 
 @pytest.fixture
@@ -49,8 +49,9 @@ def test_metafile(folder):
         'Top 1 Accuracy': 36.0, 'Top 1 Accuracy std': 2.0, 'Top 5 Accuracy': 80.0, 'Top 5 Accuracy std': 0.0,
     }  # fmt: skip
     assert 'embedded' in result['Notes']
-    assert models[BASE]['Metadata']['Parameters'] == 86_558_440
-    assert models[BASE]['Metadata']['FLOPs'] == pytest.approx(17.56e9, abs=0.01e9)
+    assert models[BASE]['Metadata']['Parameters'] == 460908
+    assert models[BASE]['Metadata']['FLOPs'] == 32_393_088
+    assert models[BASE]['Metadata']['Training Resources'].startswith('2.00 h on ')
     assert models[BASE]['Config'] == f'configs/classification/{BASE}.py'
     assert Path(models[BASE]['Config']).is_file()
     (result,) = models[BASE]['Results']
@@ -87,5 +88,5 @@ def test_the_last_evaluation_counts(folder):
 
 
 def test_no_records(tmp_path):
-    with pytest.raises(RecordError, match='--record DIR makes one'):
+    with pytest.raises(RecordError, match='--record DIR'):
         metafiles.metafile(str(tmp_path))

@@ -3,18 +3,16 @@
 Embedded data are never called by the name of another data set here, whatever a config calls them.
 """
 
-import functools
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from ..compat import CONFIG_ROOT
-from ..engine.configs import load_config
-from .analysis.flops import count
-from .records import Record, RecordError, read_all
+from .leaderboard import Row, from_folder
+from .records import Record, RecordError
 
 EMBEDDED_NOTE = 'embedded data (mosaics of photographs in the scikit-image and scikit-learn wheels)'
 TASKS = {  # of records: as OpenMMLab's metafiles call them
@@ -47,38 +45,6 @@ def dataset_of(record: Record, names: dict[str, str]) -> str:
     return names.get(record.dataset, record.dataset)
 
 
-@functools.cache
-def _counted(config: str) -> dict[str, int]:
-    """Parameters and multiply-accumulates of one of our configs, by its name; nothing for another's."""
-    found = sorted(CONFIG_ROOT.glob(f'*/{config}.py'))
-    if not found:
-        return {}
-    total = count(load_config(found[0]))[0][-1]
-    return dict(parameters=total.parameters, macs=total.macs)
-
-
-def costs(record: Record) -> dict:
-    """parameters, macs and, where the record says so, train_seconds: the one place that knows where they stand."""
-    return {**_counted(record.config), **(getattr(record, 'cost', None) or {})}
-
-
-def newest(records: Iterable[Record]) -> list[Record]:
-    """Of several evaluations of one seed on one data set by one protocol the last, in the order of the configs."""
-    last: dict[tuple, Record] = {}
-    for record in sorted(records, key=lambda record: record.date):
-        last[record.config, record.dataset, record.protocol, record.seed, record.split] = record
-    return sorted(last.values(), key=lambda r: (r.task, r.config, r.dataset, r.protocol, r.seed))
-
-
-def _read(folder: str) -> list[Record]:
-    records = newest(read_all(folder))
-    if not records:
-        raise RecordError(
-            f'{folder}: there are no records; python tools/test.py CONFIG CHECKPOINT --record DIR makes one'
-        )
-    return records
-
-
 def _metrics(records: Sequence[Record]) -> dict[str, float]:
     """Mean and spread over seeds of all metrics but those of single classes."""
     found: dict[str, float] = {}
@@ -99,38 +65,35 @@ def _short(value: float) -> float:
 
 
 def metafile(folder: str) -> str:
-    """The text of a metafile: a model per config, a result per data set and protocol."""
-    by_config: dict[str, list[Record]] = defaultdict(list)
-    for record in _read(folder):
-        by_config[record.config].append(record)
+    """The text of a metafile: a model per config, a result per row of the leaderboard."""
+    by_config: dict[str, list[Row]] = defaultdict(list)
+    for row in from_folder(folder).rows:
+        by_config[row.config].append(row)
     models = []
-    for config, records in by_config.items():
-        cost = costs(records[0])
-        metadata = dict(Architecture=records[0].preset)
+    for config, rows in by_config.items():
+        metadata = dict(Architecture=rows[0].preset)
         for label, key in (('FLOPs', 'macs'), ('Parameters', 'parameters')):
-            if key in cost:
-                metadata[label] = cost[key]
-        if cost.get('train_seconds'):
-            metadata['Training Resources'] = f'{cost["train_seconds"] / 3600:.2f} h on {records[0].device}'
-        results: dict[tuple, list[Record]] = defaultdict(list)
-        for record in records:
-            results[record.task, record.dataset, record.embedded, record.protocol].append(record)
+            if rows[0].cost(key) is not None:
+                metadata[label] = round(rows[0].cost(key))
+        if rows[0].cost('train_seconds'):
+            device = rows[0].records[0].device
+            metadata['Training Resources'] = f'{rows[0].cost("train_seconds") / 3600:.2f} h on {device}'
         found = sorted(CONFIG_ROOT.glob(f'*/{config}.py'))
         models.append(dict(
             Name=config,
             **({'In Collection': 'BEiT', 'Config': f'configs/{found[0].relative_to(CONFIG_ROOT)}'} if found else {}),
             Metadata=metadata,
-            Results=[_result(key[0], group) for key, group in results.items()],
+            Results=[_result(row) for row in rows],
         ))  # fmt: skip
     return HEADER + yaml.safe_dump(dict(Models=models), sort_keys=False, allow_unicode=True, width=120)
 
 
-def _result(task: str, records: list[Record]) -> dict:
-    first = records[0]
-    entry = dict(Task=TASKS.get(task, task), Dataset=dataset_of(first, OPENMMLAB), Protocol=first.protocol)
-    if first.embedded:
+def _result(row: Row) -> dict:
+    entry = dict(Task=TASKS.get(row.task, row.task), Dataset=dataset_of(row.records[0], OPENMMLAB))
+    entry.update(Protocol=row.protocol, **({'Starts from': row.start} if row.start else {}))
+    if row.embedded:
         entry['Notes'] = EMBEDDED_NOTE
-    return dict(entry, Images=first.num_images, Seeds=[r.seed for r in records], Metrics=_metrics(records))
+    return dict(entry, Images=row.num_images, Seeds=list(row.values), Metrics=_metrics(row.records))
 
 
 def hub_entry(record: Record, source: str | None = None) -> dict:
@@ -138,7 +101,8 @@ def hub_entry(record: Record, source: str | None = None) -> dict:
     commit = record.revision.get('commit', '')[:8] + ('-dirty' if record.revision.get('dirty') else '')
     notes = [
         f'{METRICS.get(record.metric, record.metric)} in percent, {record.protocol}, {record.preset}',
-        f'{record.num_images} images of {record.split}, seed {record.seed}',
+        f'{record.num_images} images of {record.split}, {record.origin}'
+        + (f', seed {record.seed}' if record.seed is not None else ''),
         f'beit_mm {record.revision.get("version", "")} {commit}'.strip(),
     ]
     if record.embedded:
@@ -160,9 +124,7 @@ def write_eval_results(folder: str, out: str, source: str | None = None) -> list
     source: an address that readers are sent to. What is written is read back by huggingface_hub where that is there.
     """
     written = []
-    for record in _read(folder):
-        if record.task not in HUB_TASKS:
-            continue
+    for record in (record for row in from_folder(folder).rows for record in row.records if row.task in HUB_TASKS):
         entry = hub_entry(record, source)
         _parsed(entry)
         name = ''.join(c if c.isalnum() else '-' for c in f'{dataset_of(record, {})}_{record.protocol}'.lower())
