@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import CLASSIFY, PRETRAIN, SEGMENT, saved, tiny
 
+from beit_mm.apis import init_model
 from beit_mm.benchmark import deploy
 from beit_mm.benchmark.deploy import ExportError, Request, export
-from beit_mm.benchmark.panels import load_model
 from beit_mm.engine.configs import load_config
 
 PLUS = {'model.backbone.use_abs_pos_emb': False, 'model.backbone.use_rel_pos_bias': True}
@@ -38,7 +38,7 @@ def test_classifier_of_raw_images_at_another_size(tmp_path, variant):
     program, about = loaded(out)
     assert (about['classes'][0], about['shape'], about['normalisation']['inside']) == ('a', [1, 48, 80], True)
     raw = 255 * torch.rand(5, 1, 48, 80)
-    wanted = load_model(config, checkpoint)((raw - 127.5) / 50.0, mode='tensor')
+    wanted = init_model(config, checkpoint)((raw - 127.5) / 50.0, mode='tensor')
     assert torch.allclose(program(raw), wanted, atol=1e-5)
     assert wanted.abs().max() > 0.5
 
@@ -50,7 +50,7 @@ def test_segmentor_gives_logits_of_the_images_size(tmp_path):
     checkpoint, out = saved(config, tmp_path / 'a.pth'), str(tmp_path / 'a.pt2')
     export(config, checkpoint, out, Request())
     images = torch.randn(1, 1, 64, 64)
-    wanted = load_model(config, checkpoint).encode_decode(images, [dict(img_shape=(64, 64))])
+    wanted = init_model(config, checkpoint).encode_decode(images, [dict(img_shape=(64, 64))])
     found = loaded(out)[0](images)
     assert found.shape == (1, 12, 64, 64)
     assert torch.allclose(found, wanted, atol=1e-5)
@@ -63,7 +63,7 @@ def test_any_size_where_positions_are_absolute(tmp_path):
     checkpoint, out = saved(config, tmp_path / 'a.pth'), str(tmp_path / 'a.pt2')
     lines = export(config, checkpoint, out, Request(dynamic='size'))
     assert 'of another size' in lines[2]
-    program, model = loaded(out)[0], load_model(config, checkpoint)
+    program, model = loaded(out)[0], init_model(config, checkpoint)
     for size in ((64, 64), (64, 96), (128, 40)):
         images = torch.randn(3, 1, *size)
         assert torch.allclose(program(images), model(images, mode='tensor'), atol=1e-5), size
@@ -81,7 +81,7 @@ def test_features_of_a_pretrained_model(tmp_path):
     export(config, checkpoint, out, Request(features=True))
     images = torch.randn(1, 1, 64, 64)
     (found,) = loaded(out)[0](images)
-    assert torch.allclose(found, load_model(config, checkpoint).backbone(images)[0], atol=1e-5)
+    assert torch.allclose(found, init_model(config, checkpoint).backbone(images)[0], atol=1e-5)
 
 
 def test_a_file_that_differs_is_refused(tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_onnx(tmp_path, path):
     lines = export(config, checkpoint, out, Request(to='onnx', dynamic='batch'))
     assert lines[0].startswith('onnxruntime, 2 random images')
     session = runtime.InferenceSession(out, providers=['CPUExecutionProvider'])
-    images, model = torch.randn(3, 1, 64, 64), load_model(config, checkpoint)
+    images, model = torch.randn(3, 1, 64, 64), init_model(config, checkpoint)
     (found,) = session.run(['logits'], dict(images=images.numpy()))
     if path == SEGMENT:
         wanted = model.encode_decode(images, [dict(img_shape=(64, 64))] * 3)
