@@ -5,7 +5,7 @@
 
 Ours, no paper row: 256 labelled images, 60 steps. Differs from beit-mini-p8_setr-pup_1xb32-60_scenes-64 in the images
 (made in memory, neither enlarged to train nor to test, mirrored in both directions) and in rate and layer decay, which
-are the best of a few for both rows, with and without pre-training, on seed 3.
+are the best of a few for the row from scratch on seed 3 (52.1 mIoU; 46.7 with those of the other).
 """
 
 _base_ = ['../_base_/runtime.py', '../_base_/datasets/mosaics_seg.py', '../_base_/models/beit_mini_setr_pup.py']
