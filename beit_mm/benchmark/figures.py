@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .leaderboard import BASELINE, Row
 from .tables import LABELS, number, verdict, with_spread
@@ -81,19 +81,22 @@ def _cut(text: str, most: int = 44) -> str:
 CLASS = 'IoU.'  # how the metrics of single classes begin
 
 
-def classes_of(row: Row) -> dict[str, float]:
-    """IoU by class in percent, the mean over seeds that have it."""
-    names = [name for record in row.records for name in record.metrics if name.startswith(CLASS)]
+def classes_of(row: Row, seeds: Collection | None = None) -> dict[str, float]:
+    """IoU by class in percent, the mean over seeds that have it; of these `seeds` alone where they are given."""
+    records = [record for record in row.records if seeds is None or record.seed in seeds]
+    names = [name for record in records for name in record.metrics if name.startswith(CLASS)]
     found = {}
     for name in dict.fromkeys(names):
-        values = [record.metrics[name] for record in row.records if name in record.metrics]
+        values = [record.metrics[name] for record in records if name in record.metrics]
         found[name.removeprefix(CLASS)] = sum(values) / len(values)
     return found
 
 
 def class_bars(row: Row, baseline: Row | None = None) -> str:
-    """A bar per class, best first, in percent IoU; with a baseline a second one below it. '' without classes."""
-    ours, theirs = classes_of(row), classes_of(baseline) if baseline else {}
+    """A bar per class, best first, in percent IoU; with a baseline a second one below it, both of the seeds that they
+    share. '' without classes."""
+    shared = set(row.values) & set(baseline.values) if baseline else None
+    ours, theirs = classes_of(row, shared), classes_of(baseline, shared) if baseline else {}
     lines = []
     for name in sorted(ours, key=lambda name: -ours[name]):
         bars = f'<i style="width:{ours[name]:.2f}%"></i>'
@@ -108,11 +111,11 @@ def class_bars(row: Row, baseline: Row | None = None) -> str:
 def card(row: Row) -> str:
     """The difference of a row as a large number, with what it is the difference of."""
     mean, spread, count = row.delta
-    kind = 'note' if count == 1 or abs(mean) <= spread else 'better' if mean > 0 else 'worse'
+    kind = 'unclear' if count == 1 or abs(mean) <= spread else 'better' if mean > 0 else 'worse'
     metric = LABELS.get(row.metric, row.metric).removesuffix(' %')
     own = with_spread(row.mean, row.spread, row.metric)
     base = number(row.mean - mean, row.metric)
-    how = {'note': 'within the spread' if count > 1 else 'one seed: no spread'}.get(kind, 'more than the spread')
+    how = {'unclear': 'within the spread' if count > 1 else 'one seed: no spread'}.get(kind, 'more than the spread')
     seeds = f'{count} seeds' if count > 1 else '1 seed'
     number_of = f'{"−" if mean < 0 else "+"}{with_spread(abs(mean), spread, row.metric)}'
     return (

@@ -17,7 +17,7 @@ from .pictures.gallery import Wishes, numbers_table, panel_of
 from .report import conclusions, whole, write_all
 from .tables import as_text
 
-SHOWN = 6  # validation images in the pictures: the first ones, not chosen ones
+SHOWN = 4  # validation images in the pictures: the first ones, not chosen ones
 LESSONS = (  # kind of picture, title, what to look at; all of the pre-training stage
     ('masks', 'What is hidden', 'Blocks rather than single patches, so that a patch cannot be guessed from the next.'),
     ('tokens', 'Visual tokens', 'The tokenizer turns every cell into one of its codes, and can paint a code back.'),
