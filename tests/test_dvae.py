@@ -202,6 +202,7 @@ def test_kmeans_tokens_of_its_own_paintings():
         KMeansTokenizer(vocab_size=512, in_channels=1).start_codes(views(1))
 
 
+@pytest.mark.slow
 def test_dalles_recipe_trains():
     """Logit-Laplace likelihood, annealed temperature, a divergence that grows: codes stay in use, errors fall."""
     train, val = views(64), views(80)[64:]

@@ -23,6 +23,7 @@ from beit_mm.benchmark.suite import plan
 from beit_mm.engine.configs import ConfigError
 
 
+@pytest.mark.slow
 def test_runs_chains_and_goes_on(tmp_path, capfd):
     suite, root = tiny_suite(tmp_path, more='stages.pop()'), tmp_path / 'root'
     torch.set_num_threads(2)
