@@ -328,7 +328,7 @@ def test_block_of_a_readme(three_seeds, tmp_path):
         'before\n<!-- leaderboard: results -->\n### Semantic segmentation on EmbeddedScenes, embedded'
     )
     assert text.endswith('|\n<!-- end of leaderboard -->\nafter\n')
-    assert '| 57.0 ± 3.5 | +5.0 ± 2.0 (3 seeds) | 3 | beit-mini-p8_mim < dvae-512 |' in text
+    assert '| 57.0 ± 3.5 | +5.0 ± 2.0 (3 seeds) | 3 | 67.0 | 77.0 | beit-mini-p8_mim < dvae-512 |' in text
     assert readme.refresh(path, 'results', rows, check=True).endswith('up to date')
     with pytest.raises(RecordError, match='has no block for elsewhere'):
         readme.refresh(path, 'elsewhere', rows)

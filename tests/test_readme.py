@@ -9,6 +9,8 @@ from mmengine.registry import DefaultScope
 import beit_mm.data
 import beit_mm.engine
 import beit_mm.models  # noqa: F401  (registers)
+from beit_mm.benchmark import readme
+from beit_mm.benchmark.leaderboard import from_folder
 from beit_mm.checkpoints.formats import FORMATS
 from beit_mm.engine.configs import resolve
 
@@ -34,6 +36,11 @@ def test_what_a_page_names_exists(page):
 def test_the_table_of_formats_is_whole():
     first = [line.split('|')[1] for line in PAGES['checkpoints.md'].split('## Loading')[0].splitlines() if '|' in line]
     assert set(re.findall(r'`(\w+)`', ' '.join(first))) == set(FORMATS)
+
+
+@pytest.mark.parametrize('folder', re.findall(r'<!-- leaderboard: (\S+) -->', README))
+def test_its_leaderboard_is_that_of_the_records(folder):
+    assert readme.refresh(ROOT / 'README.md', folder, from_folder(ROOT / folder).rows, check=True)
 
 
 def test_the_rooms_doors_are_there():

@@ -262,11 +262,11 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(rows: Sequence[Row], narrow: bool = False) -> str:
-    """One pipe table per task and data set. narrow: without the optional columns."""
+    """One pipe table per task and data set. narrow: without the range of seeds."""
     blocks = []
     for table in tables(rows):
         columns, cells = _plain(table)
-        kept = [i for i, column in enumerate(columns) if not (narrow and column.optional)]
+        kept = [i for i, column in enumerate(columns) if not (narrow and column.key == 'range')]
         columns, cells = [columns[i] for i in kept], [[line[i] for i in kept] for line in cells]
         head = [[column.label for column in columns], ['---'] * len(columns)]
         lines = ['| ' + ' | '.join(text.replace('|', '\\|') for text in line) + ' |' for line in [*head, *cells]]
