@@ -46,6 +46,9 @@ def table(columns: Sequence[str], cells: Sequence[Sequence[str]], codes: Sequenc
 
 
 def picture(png: bytes, caption: str) -> str:
-    """A PNG inside the page; `caption` is what a screen reader says."""
-    encoded = base64.b64encode(png).decode()
-    return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}"></figure>'
+    """A PNG inside the page; `caption` is what a screen reader says, and stands below it where the page is narrow."""
+    encoded, said = base64.b64encode(png).decode(), html.escape(caption)
+    return (
+        f'<figure><img alt="{said}" src="data:image/png;base64,{encoded}">'
+        f'<figcaption class="narrow">{said}</figcaption></figure>'
+    )

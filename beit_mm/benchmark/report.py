@@ -155,7 +155,9 @@ def whole(found: Board, title: str, note: str = '', pictures: Sequence[str] = ()
     )
     parts = [
         page.section('Leaderboard', as_html(rows) + '<h3>Where the numbers of others are from</h3>' + sources()),
-        page.section('Against from scratch', f'<figure>{differences}{said}</figure>') if differences else '',
+        page.section('Against from scratch', f'<figure class="differences">{differences}{said}</figure>')
+        if differences
+        else '',
         page.section('Training curves', _curves(rows)),
         page.section('IoU by class', classes) if classes else '',
         *pictures,
