@@ -17,15 +17,16 @@ from beit_mm.benchmark.reference import REFERENCES
 from beit_mm.engine.checkpointing import preprocessing_of
 from beit_mm.engine.configs import load_config
 
+FILE = dict(checkpoint='iter_300.pth', sha256='a' * 64)
 DVAE, KMEANS = (
-    dict(config=f'{name}_1xb64-400_embedded-32', sha256='a' * 64, recipe_sha256=name, train_seconds=30.0, stages=[])
+    dict(config=f'{name}_1xb64-400_embedded-32', recipe_sha256=name, train_seconds=30.0, stages=[], **FILE)
     for name in ('dvae-512', 'kmeans-512')
 )
 
 
 def start(tokenizer: dict) -> list[dict]:
-    own = dict(config='beit-mini-p8_mim_1xb96-1200_embedded-64', sha256='b' * 64, recipe_sha256='mim')
-    return [dict(**own, train_seconds=200.0, stages=[tokenizer])]
+    own = dict(config='beit-mini-p8_mim_1xb96-1200_embedded-64', checkpoint='iter_1200.pth', sha256='b' * 64)
+    return [dict(**own, recipe_sha256='mim', train_seconds=200.0, stages=[tokenizer])]
 
 
 def record(value: float, protocol: str = 'fine-tune', seed: int = 0, **changes) -> Record:
@@ -103,9 +104,48 @@ def test_only_seeds_of_both_are_paired(three_seeds):
 
 
 def test_newest_evaluation_of_a_seed_counts():
-    found = leaderboard.rows([record(9.0, date='2026-03-01T00:00:00+00:00'), record(5.0)])
-    assert [row.values for row in found] == [{0: 9.0}]
-    assert [record.value for record in found[0].older] == [5.0]
+    same = dict(checkpoint_sha256='7' * 64)
+    found = leaderboard.board([record(9.0, date='2026-03-01T00:00:00+00:00', **same), record(5.0, **same)])
+    assert [row.values for row in found.rows] == [{0: 9.0}]
+    assert [record.value for record in found.rows[0].older] == [5.0]
+    assert found.notes == []
+
+
+def test_what_a_record_supersedes_is_older_whatever_the_clocks_say():
+    same = dict(checkpoint_sha256='7' * 64)
+    first = record(9.0, date='2026-03-01T00:00:00+00:00', **same)
+    second = record(5.0, date='2026-02-01T00:00:00+00:00', supersedes=[first.digest], **same)
+    for records in ([first, second], [second, first]):
+        assert [row.values for row in leaderboard.rows(records)] == [{0: 5.0}]
+
+
+def test_other_weights_of_one_seed_are_told():
+    """A checkpoint of the middle of a training, tested after its last one, does not take that one's place."""
+    last = record(50.0, checkpoint='iter_300.pth')
+    middle = record(40.0, checkpoint='iter_100.pth', date='2026-03-01T00:00:00+00:00')
+    found = leaderboard.board([last, middle])
+    assert [row.values for row in found.rows] == [{0: 50.0}]
+    assert (
+        'seed 0: 2 different weights were tested, iter_100.pth of 2026-03-01T00:00 (40), iter_300.pth' in found.notes[0]
+    )
+
+
+def test_converted_weights_are_rows_of_their_own():
+    share = dict(seed=None, origin=CONVERTED, dataset='ImageNet', embedded=False)
+    found = leaderboard.board([record(85.2, checkpoint='a.pth', **share), record(70.0, checkpoint='b.pth', **share)])
+    assert sorted(row.mean for row in found.rows) == [70.0, 85.2]
+    assert len({row.recipe for row in found.rows}) == 2
+
+
+def test_a_baseline_has_seeds_in_common():
+    other = record(45.0, leaderboard.BASELINE, seed=5, config='better')
+    found = leaderboard.rows([other, record(40.0, leaderboard.BASELINE), record(42.0)])
+    (row,) = (row for row in found if row.protocol == 'fine-tune')
+    assert row.differences == {0: 2.0}
+    more = [record(value, seed=seed) for seed, value in enumerate((50.0, 60.0, 70.0))]
+    (row,) = (row for row in leaderboard.rows([*more, record(40.0, leaderboard.BASELINE)]) if row.baseline)
+    assert row.pair == (50.0, 40.0)
+    assert leaderboard.baseline_of('fine-tune, 10 % of the labels') == 'from scratch, 10 % of the labels'
 
 
 def test_other_models_are_no_baseline():

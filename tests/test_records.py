@@ -68,7 +68,13 @@ def test_round_trip_and_append_only(tmp_path):
         ({'seed': None}, 'seed=None: weights that were trained here have one'),
         ({'origin': 'found'}, "origin='found' is neither"),
         ({'value': 40.0}, r"value=40.0 is not metrics\['mIoU'\]"),
-        ({'protocol': ''}, 'protocol must not be empty'),
+        ({'protocol': ''}, 'protocol must be words, and not empty'),
+        ({'embedded': 'no'}, "embedded='no' is neither true nor false"),
+        ({'config': '../up'}, 'is no name of a folder'),
+        ({'curves': {'loss': [[1], []]}}, 'curves is not a table of pairs'),
+        ({'cost': {'macs': 'many'}}, 'cost is not a table of numbers'),
+        ({'stages': [{}]}, 'stages is not a list of tables'),
+        ({'value': float('inf'), 'metrics': {'mIoU': float('inf')}}, 'no numbers'),
         ({'num_images': 0}, 'num_images=0'),
     ],
 )
@@ -83,7 +89,7 @@ def test_refuses_to_make_what_says_too_little(change, part):
         (lambda content: content.pop('seed'), 'missing: seed; unknown: -'),
         (lambda content: content.update(score=1), 'missing: -; unknown: score'),
         (lambda content: content.update(schema=1), 'schema 1, this version reads 2: evaluate the checkpoint again'),
-        (lambda content: content.update(revision={}), 'revision={} names no code'),
+        (lambda content: content.update(revision={}), 'revision={} must say commit, version and dirty'),
         (lambda content: content.update(num_images='9'), "num_images='9'"),
     ],
 )
@@ -112,7 +118,10 @@ def test_converted_weights_need_no_seed(tmp_path):
 def test_an_edited_record_is_refused(tmp_path):
     path = records.write(records.make(**FIELDS), tmp_path)
     path.write_text(path.read_text().replace('41.5', '44.5'))
-    with pytest.raises(records.RecordError, match='was edited after it was written'):
+    with pytest.raises(records.RecordError, match='was edited or renamed after it was written'):
+        records.read(path)
+    path = path.rename(path.with_name('seed3.json'))
+    with pytest.raises(records.RecordError, match='was edited or renamed'):
         records.read(path)
 
 
@@ -120,10 +129,14 @@ def test_what_is_not_sound_is_named_and_the_rest_is_found(tmp_path):
     path = records.write(records.make(**FIELDS), tmp_path)
     (tmp_path / 'cut.json').write_text(path.read_text()[:100])
     (tmp_path / 'other.json').write_text('[]')
+    (tmp_path / 'picture.json').write_bytes(b'\x89PNG\xff')
+    for name, number in (('huge', '1' + '0' * 400), ('endless', 'Infinity')):
+        (tmp_path / f'{name}.json').write_text(path.read_text().replace('41.5', number))
     (path.parent / 'seed9_0123456789ab.tmp').write_text('{')  # of a writer that was killed
     found = records.collect(tmp_path)
     assert [record.value for record in found.records] == [41.5]
-    assert [reason.split(':')[0] for reason in found.refused] == [f'{tmp_path}/cut.json', f'{tmp_path}/other.json']
+    names = ('cut', 'endless', 'huge', 'other', 'picture')
+    assert [reason.split(':')[0] for reason in found.refused] == [f'{tmp_path}/{name}.json' for name in names]
     assert 'written in part' in found.refused[0]
 
 

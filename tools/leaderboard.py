@@ -1,9 +1,11 @@
 """Make the leaderboard from result records: python tools/leaderboard.py RESULTS [--out DIR] [--readme README.md]."""
 
 import argparse
+import sys
 
 from beit_mm.benchmark import readme
-from beit_mm.benchmark.leaderboard import from_folder
+from beit_mm.benchmark.leaderboard import LEFT_OUT, from_folder
+from beit_mm.benchmark.records import RecordError
 from beit_mm.benchmark.report import conclusions, write_all
 from beit_mm.benchmark.tables import as_text
 from beit_mm.engine.launch import door
@@ -22,6 +24,9 @@ def main() -> None:
         parser.error('--check looks at a file: --readme FILE')
     found = from_folder(args.results)
     if args.readme:
+        print(*found.notes, sep='\n', end='\n' * bool(found.notes), file=sys.stderr)
+        if args.check and any(note.startswith(LEFT_OUT) for note in found.notes):
+            raise RecordError(f'{args.results}: not every file is a sound record')
         print(readme.refresh(args.readme, args.results, found.rows, args.check))
         return
     written = write_all(found, args.out or args.results, args.title)

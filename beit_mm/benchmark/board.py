@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from . import page
-from .figures import class_bars
+from .figures import class_bars, kind_of
 from .leaderboard import Row, sign
 from .records import CONVERTED, TRAINED, Record
 from .reference import SOURCES
@@ -106,9 +106,7 @@ def _row(line: Line, columns: Sequence[Column]) -> tuple[str, str]:
         if column.key == 'main':
             text = f'<strong>{text}</strong>'
         if column.key == 'delta' and line.row and line.row.delta:
-            mean, spread, seeds = line.row.delta
-            if seeds > 1 and abs(mean) > spread:
-                text = f'<span class="{"better" if mean > 0 else "worse"}">{text}</span>'
+            text = f'<span class="{kind_of(line.row)}">{text}</span>'
         lines = ' lines' if column.group == REFERENCE else ''
         lines += ' text' if lines and not column.numeric else ''
         lines += ' start' if column.key == 'start' else ''

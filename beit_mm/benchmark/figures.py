@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Collection, Sequence
 
-from .leaderboard import BASELINE, Row
+from .leaderboard import BASELINE, Row, sign
 from .tables import LABELS, number, verdict, with_spread
 
 RIGHT, LINE, HEAD = 200, 34, 46  # px: verdicts, height of a row, room for the axis
@@ -51,7 +51,7 @@ def differences(rows: Sequence[Row]) -> str:
     for i, row in enumerate(rows):
         y = HEAD + LINE * i + LINE // 2
         mean = row.delta[0]
-        colour = 'var(--good)' if mean > 0 else 'var(--bad)'
+        colour = {'better': 'var(--good)', 'worse': 'var(--bad)', 'unclear': 'var(--base)'}[kind_of(row)]
         ends = _ends(row)
         parts.append(f'<text x="{left - 14}" y="{y + 5}" text-anchor="end">{html.escape(names[i])}</text>')
         if len(ends) == 2:
@@ -67,6 +67,14 @@ def differences(rows: Sequence[Row]) -> str:
         parts.append(f'<polygon points="{points}" fill="{colour}"/>')
         parts.append(f'<text x="{WIDE - RIGHT + 16}" y="{y + 5}" font-weight="600">{html.escape(verdict(row))}</text>')
     return ''.join([*parts, '</svg>'])
+
+
+def kind_of(row: Row) -> str:
+    """`better` or `worse` than the baseline by more than the spread, else `unclear`; for errors less is better."""
+    mean, spread, count = row.delta
+    if count == 1 or abs(mean) <= spread:
+        return 'unclear'
+    return 'better' if mean * sign(row.metric) < 0 else 'worse'
 
 
 def _ends(row: Row) -> list[float]:
@@ -111,10 +119,9 @@ def class_bars(row: Row, baseline: Row | None = None) -> str:
 def card(row: Row) -> str:
     """The difference of a row as a large number, with what it is the difference of."""
     mean, spread, count = row.delta
-    kind = 'unclear' if count == 1 or abs(mean) <= spread else 'better' if mean > 0 else 'worse'
+    kind = kind_of(row)
     metric = LABELS.get(row.metric, row.metric).removesuffix(' %')
-    own = with_spread(row.mean, row.spread, row.metric)
-    base = number(row.mean - mean, row.metric)
+    own, base = (number(value, row.metric) for value in row.pair)
     how = {'unclear': 'within the spread' if count > 1 else 'one seed: no spread'}.get(kind, 'more than the spread')
     seeds = f'{count} seeds' if count > 1 else '1 seed'
     number_of = f'{"−" if mean < 0 else "+"}{with_spread(abs(mean), spread, row.metric)}'

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .records import Record, RecordError, collect, digest_of, lineage
+from ..engine.checkpointing import step_of
+from .records import Record, RecordError, collect, digest_of
 from .reference import HEADS, MULTI_SCALE, Reference, references_of
 from .reference import SCRATCH as BASELINE
 
 LOWER_IS_BETTER = {'reconstruction_error', 'masked_pixel_error'}
 TASKS = ('tokenizer', 'pretrain', 'classification', 'segmentation')  # in the order of the road
 IMAGES = {'ImageNet': 50000, 'ADE20K': 2000, 'CIFAR100': 10000, 'CIFAR10': 10000}  # of a whole test
+LEFT_OUT = 'left out: '  # how a note on a file that is no record begins
 HOW_TO = 'make one with: python tools/test.py CONFIG CHECKPOINT --record DIR'
 
 
@@ -63,6 +65,13 @@ class Row(NamedTuple):
         """Main metric minus the baseline's of the same seed; empty without a baseline."""
         base = self.baseline.values if self.baseline else {}
         return {seed: value - base[seed] for seed, value in self.values.items() if seed in base}
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """Means of the main metric and of the baseline's, over the seeds that both have."""
+        base = self.baseline.values
+        shared = [seed for seed in self.values if seed in base]
+        return statistics.fmean(self.values[s] for s in shared), statistics.fmean(base[s] for s in shared)
 
     @property
     def delta(self) -> tuple[float, float, int] | None:
@@ -123,10 +132,11 @@ def start_of(stages: Sequence[dict]) -> str:
 
 
 def baseline_of(protocol: str) -> str:
-    """The protocol that a row is compared with: from scratch, with the same head, at the same size and scales."""
+    """The protocol that a row is compared with: from scratch, with the same head, labels, size and scales."""
     parts = protocol.split(', ')
     head = [part for part in parts[:1] if part in HEADS]
-    return ', '.join([*head, BASELINE, *(part for part in parts[1:] if part == MULTI_SCALE or part.endswith(' px'))])
+    kept = (part for part in parts[1:] if part == MULTI_SCALE or part.endswith((' px', 'of the labels')))
+    return ', '.join([*head, BASELINE, *kept])
 
 
 def board(records: Sequence[Record]) -> Board:
@@ -135,9 +145,8 @@ def board(records: Sequence[Record]) -> Board:
     The baseline of a row is the best row `from scratch` of the same task, data set, metric and preset.
     """
     groups: dict[tuple, dict[int | None, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in sorted(records, key=lambda r: (r.date, r.digest)):
-        *key, seed = record.identity
-        groups[tuple(key)][seed].append(record)
+    for record in records:
+        groups[record.row][record.seed].append(record)
     notes: list[str] = []
     made = [_row(found, notes) for found in groups.values()]
     made = _told_apart(made, notes)
@@ -155,9 +164,19 @@ def sign(metric: str) -> int:
 def _row(found: dict[int | None, list[Record]], notes: list[str]) -> Row:
     newest: dict[int | None, Record] = {}
     tested: dict[str, int | None] = {}
-    older = [record for several in found.values() for record in several[:-1]]
+    older = []
     for seed in sorted(found, key=lambda seed: (seed is None, seed)):
-        record = found[seed][-1]
+        gone = {digest for record in found[seed] for digest in record.supersedes}
+        order = sorted(found[seed], key=lambda r: (r.digest not in gone, step_of(Path(r.checkpoint)), r.date, r.digest))
+        record = order[-1]
+        older += order[:-1]
+        weights = {r.checkpoint_sha256: r for r in order if r.digest not in gone}
+        if len(weights) > 1:
+            told = ', '.join(f'{r.checkpoint} of {r.date[:16]} ({r.value:g})' for r in weights.values())
+            notes.append(
+                f'{record.config}, {record.protocol}, seed {seed}: {len(weights)} different weights were tested, '
+                f'{told}; the furthest trained, then the newest, counts: {record.value:g}'
+            )
         before = tested.setdefault(record.checkpoint_sha256, seed)
         if before != seed:
             older.append(record)
@@ -190,14 +209,14 @@ def _told_apart(made: list[Row], notes: list[str]) -> list[Row]:
             result += several
             continue
         recipes = [row.records[0].recipe_sha256 for row in several]
-        if len(set(recipes)) < len(several):  # the same settings after other stages
-            recipes = [digest_of(str(lineage(row.records[0].stages))) for row in several]
+        if len(set(recipes)) < len(several):  # the same settings after other stages, or weights of others
+            recipes = [digest_of(str(row.records[0].row)) for row in several]
         result += [row._replace(recipe=recipe[:8]) for row, recipe in zip(several, recipes, strict=True)]
         seeds = '; '.join(
             f'{", ".join(map(str, row.values))} ({recipe[:8]})' for row, recipe in zip(several, recipes, strict=True)
         )
         notes.append(
-            f'{several[0].config}, {several[0].protocol}: its records are of {len(several)} different settings, which '
+            f'{several[0].config}, {several[0].protocol}: its records are of {len(several)} different settings or files, which '
             f'are rows of their own; seeds by recipe: {seeds}'
         )
     return result
@@ -207,8 +226,8 @@ def _baseline(row: Row, made: Sequence[Row]) -> Row | None:
     """The best row that `row` is compared with; None for rows that are baselines, and where no seed is in common."""
     wanted = baseline_of(row.protocol)
     others = [other for other in made if other[:7] == row[:7] and other.protocol == wanted and not row.is_baseline]
-    best = min(others, key=lambda other: sign(row.metric) * other.mean, default=None)
-    return best if best and set(best.values) & set(row.values) else None
+    others = [other for other in others if set(other.values) & set(row.values)]
+    return min(others, key=lambda other: sign(row.metric) * other.mean, default=None)
 
 
 def rows(records: Sequence[Record]) -> list[Row]:
@@ -225,9 +244,12 @@ def from_folder(root: str | Path) -> Board:
     if (root / 'suite.json').is_file():
         root = root / 'results'
     if not root.is_dir():
-        raise RecordError(f'{root}: there is no such folder of result records; {HOW_TO}')
+        what = (
+            'is a file, and records lie in a folder' if root.exists() else 'there is no such folder of result records'
+        )
+        raise RecordError(f'{root}: {what}; {HOW_TO}')
     found = collect(root)
     if not found.records:
         raise RecordError('\n'.join([f'{root}: holds no result record; {HOW_TO}', *found.refused]))
     made = board(found.records)
-    return Board(made.rows, [*(f'left out: {reason}' for reason in found.refused), *made.notes])
+    return Board(made.rows, [*(f'{LEFT_OUT}{reason}' for reason in found.refused), *made.notes])

@@ -26,6 +26,8 @@ def updated(text: str, results: str, rows: Sequence[Row], name: str = 'the file'
 def refresh(path: str | Path, results: str, rows: Sequence[Row], check: bool = False) -> str:
     """Bring the block of a file up to date and say so. check: only look; raises RecordError if it is stale."""
     path = Path(path)
+    if not path.is_file():
+        raise RecordError(f'{path}: there is no such file to put the leaderboard of {results} into')
     before = path.read_text()
     after = updated(before, results, rows, str(path))
     if before == after:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,10 +83,16 @@ class Record:
         return digest_of(self.text)
 
     @property
-    def identity(self) -> tuple:
-        """What makes two records evaluations of the same thing, one of which is enough."""
+    def row(self) -> tuple:
+        """What the seeds of one row of a leaderboard share; converted weights, which have no seed, are a row each."""
         where = (self.task, self.dataset, self.embedded, self.split, self.num_images, self.metric)
-        return *where, self.protocol, self.preset, self.config, self.recipe_sha256, lineage(self.stages), self.seed
+        own = self.checkpoint_sha256 if self.seed is None else ''
+        return *where, self.protocol, self.preset, self.config, self.recipe_sha256, lineage(self.stages), own
+
+    @property
+    def identity(self) -> tuple:
+        """What makes two records evaluations of the same weights by the same test, one of which is enough."""
+        return *self.row, self.seed, self.checkpoint_sha256
 
 
 def lineage(stages: list[dict]) -> tuple:
@@ -98,7 +105,7 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
 
 
-NAMED = ('task', 'dataset', 'metric', 'protocol', 'preset', 'config', 'checkpoint', 'date')
+NAMED = ('task', 'dataset', 'split', 'metric', 'protocol', 'preset', 'config', 'checkpoint', 'device', 'date')
 DIGESTS = ('config_sha256', 'recipe_sha256', 'checkpoint_sha256')
 
 
@@ -132,16 +139,28 @@ def check(record: dict, where: str | Path) -> None:
         raise RecordError(f'{where}: {problem}')
 
 
-def _problems(record: dict):
+def _problems(record: dict) -> Iterator[str]:
     """What is wrong with the values of a record that has all fields, in words."""
     empty = [name for name in NAMED if not isinstance(record[name], str) or not record[name]]
     if empty:
-        yield f'{", ".join(empty)} must not be empty'
+        yield f'{", ".join(empty)} must be words, and not empty'
+        return
+    for name in ('task', 'config'):
+        if Path(record[name]).name != record[name]:
+            yield f'{name}={record[name]!r} is no name of a folder'
+    if type(record['embedded']) is not bool:
+        yield f'embedded={record["embedded"]!r} is neither true nor false'
+    try:
+        datetime.datetime.fromisoformat(record['date'])
+    except ValueError:
+        yield f'date={record["date"]!r} is no date'
     for name in DIGESTS:
         if not isinstance(record[name], str) or not SHA256.fullmatch(record[name]):
             yield f'{name}={record[name]!r} is not a sha256: what was tested cannot be told'
     revision = record['revision']
-    if not isinstance(revision, dict) or not (revision.get('commit') or revision.get('version')):
+    if not isinstance(revision, dict) or {'commit', 'version', 'dirty'} - set(revision):
+        yield f'revision={revision!r} must say commit, version and dirty'
+    elif not (revision['commit'] or revision['version']):
         yield f'revision={revision!r} names no code, neither a commit nor a version'
     if type(record['num_images']) is not int or record['num_images'] < 1:
         yield f'num_images={record["num_images"]!r}; an evaluation has at least one image'
@@ -149,16 +168,41 @@ def _problems(record: dict):
         yield f'origin={record["origin"]!r} is neither {TRAINED!r} nor {CONVERTED!r}'
     if type(record['seed']) is not int and not (record['seed'] is None and record['origin'] == CONVERTED):
         yield f'seed={record["seed"]!r}: weights that were trained here have one'
-    for name in ('metrics', 'cost', 'curves', 'versions'):
-        if not isinstance(record[name], dict):
-            yield f'{name} is a {type(record[name]).__name__}, not a table'
-    for name in ('stages', 'supersedes'):
-        if not isinstance(record[name], list):
-            yield f'{name} is a {type(record[name]).__name__}, not a list'
-    if isinstance(record['value'], bool) or not isinstance(record['value'], int | float):
-        yield f'value={record["value"]!r} is no number'
+    for name, fits in (('metrics', _number), ('versions', lambda value: isinstance(value, str)), ('curves', _curve)):
+        if not isinstance(record[name], dict) or not all(map(fits, record[name].values())):
+            yield f'{name} is not a table of {WANTED[name]}'
+    cost = record['cost']
+    if not isinstance(cost, dict) or not all(v is None or _number(v) for k, v in cost.items() if k not in UNCOUNTED):
+        yield 'cost is not a table of numbers'
+    if not isinstance(record['stages'], list) or not all(map(_stage, record['stages'])):
+        yield 'stages is not a list of tables with config, checkpoint, sha256 and stages'
+    if not isinstance(record['supersedes'], list):
+        yield 'supersedes is not a list'
+    if not _number(record['value']) or not _number(record['seconds']):
+        yield f'value={record["value"]!r}, seconds={record["seconds"]!r}: no numbers'
     elif isinstance(record['metrics'], dict) and record['metrics'].get(record['metric']) != record['value']:
         yield f'value={record["value"]} is not metrics[{record["metric"]!r}]'
+
+
+WANTED = dict(metrics='numbers', versions='words', curves='pairs of lists, steps and values')
+UNCOUNTED = ('input', 'memory_of')  # of cost: a shape and a word
+
+
+def _number(value) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # neither infinite nor nan
+
+
+def _curve(value) -> bool:
+    axes = isinstance(value, list) and len(value) == 2 and all(isinstance(axis, list) for axis in value)
+    return axes and len(value[0]) == len(value[1]) > 0 and all(map(_number, [*value[0], *value[1]]))
+
+
+def _stage(value) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get('stages'), list):
+        return False
+    words = all(isinstance(value.get(name), str) for name in ('config', 'checkpoint', 'sha256'))
+    seconds = value.get('train_seconds')
+    return words and (seconds is None or _number(seconds)) and all(map(_stage, value['stages']))
 
 
 def write(record: Record, root: str | os.PathLike) -> Path:
@@ -169,7 +213,7 @@ def write(record: Record, root: str | os.PathLike) -> Path:
     record = dataclasses.replace(record, supersedes=before)
     seed = 'converted' if record.seed is None else f'seed{record.seed}'
     path = folder / f'{seed}_{record.digest}.json'
-    temporary = path.with_suffix('.tmp')
+    temporary = path.with_suffix(f'.{os.getpid()}.tmp')
     with open(temporary, 'w') as file:
         file.write(record.text)
         file.flush()
@@ -180,17 +224,16 @@ def write(record: Record, root: str | os.PathLike) -> Path:
 
 def read(path: Path) -> Record:
     """The record of one file. Raises RecordError for what is not one, or is not any more what was written."""
-    text = path.read_text()
     try:
+        text = path.read_bytes().decode()
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise RecordError(f'{path}: not JSON, or written in part ({error})') from error
     check(content, path)
-    named = re.search(rf'_([0-9a-f]{{{DIGEST}}})$', path.stem)
-    if named and named[1] != digest_of(text):
+    if not path.stem.endswith(f'_{digest_of(text)}'):
         raise RecordError(
-            f'{path}: was edited after it was written (its digest is {digest_of(text)}). A record is never edited: '
-            f'evaluate again, and the new record takes its place'
+            f'{path}: was edited or renamed after it was written (its digest is {digest_of(text)}). A record is never '
+            f'edited: evaluate again, and the new record takes its place'
         )
     return Record(**content)
 

@@ -20,7 +20,9 @@ def conclusions(rows: Sequence[Row]) -> list[str]:
         mean, spread, count = row.delta
         said = 'no spread' if count == 1 else 'within the spread' if abs(mean) <= spread else 'more than the spread'
         metric = LABELS.get(row.metric, row.metric).removesuffix(' %')
-        values = f'{number(row.mean, row.metric)} against {number(row.mean - mean, row.metric)} {BASELINE}'
+        own, base = row.pair
+        values = f'{number(own, row.metric)} against {number(base, row.metric)} {BASELINE}'
+        values += '' if count == len(row.values) == len(row.baseline.values) else ', over the seeds that both have'
         lines.append(f'{metric}, {row.protocol}: {values}, {verdict(row)}: {said}')
     return lines or ['No pair of runs to compare yet.']
 
