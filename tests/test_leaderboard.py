@@ -336,7 +336,7 @@ def test_other_settings_are_another_row():
     odd = record(60.0, seed=2, recipe_sha256='f' * 64)
     found = leaderboard.board([record(50.0, seed=0), record(51.0, seed=1), odd])
     assert [(row.recipe, row.values) for row in found.rows] == [('f' * 8, {2: 60.0}), ('e' * 8, {0: 50.0, 1: 51.0})]
-    assert 'are of 2 different settings' in found.notes[0]
+    assert 'are of 2 different settings or files' in found.notes[0]
     assert texts(tables.tables(found.rows)[0])[1][2] == 'ffffffff'
 
 

@@ -74,7 +74,7 @@ def test_round_trip_and_append_only(tmp_path):
         ({'curves': {'loss': [[1], []]}}, 'curves is not a table of pairs'),
         ({'cost': {'macs': 'many'}}, 'cost is not a table of numbers'),
         ({'stages': [{}]}, 'stages is not a list of tables'),
-        ({'value': float('inf'), 'metrics': {'mIoU': float('inf')}}, 'no numbers'),
+        ({'value': float('inf'), 'metrics': {'mIoU': float('inf')}}, 'metrics is not a table of numbers'),
         ({'num_images': 0}, 'num_images=0'),
     ],
 )

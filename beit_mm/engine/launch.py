@@ -254,14 +254,18 @@ def load_whole(model: torch.nn.Module, config: Config, checkpoint: str) -> dict:
     return meta
 
 
-def _write_traceback(text: str) -> str:
-    """Put a traceback where its reader will look: the run's log file, else a file of its own."""
+def _write_traceback(text: str, mistake: bool) -> str:
+    """Put a traceback where its reader will look: the run's log file, else a file of its own. A mistake of the user's,
+    which its message explains, gets no file of its own: returns ''.
+    """
     for logger in MMLogger._instance_dict.values():
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
                 with open(handler.baseFilename, 'a') as file:
                     file.write(text)
                 return handler.baseFilename
+    if mistake:
+        return ''
     with tempfile.NamedTemporaryFile('w', prefix='beit_mm-', suffix='.log', delete=False) as file:
         file.write(text)
     return file.name
@@ -282,13 +286,14 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(130)
         except Exception as error:
             with contextlib.suppress(BrokenPipeError):
-                place = _write_traceback(traceback.format_exc())
-                ours = type(error).__module__.startswith('beit_mm')
-                kind = '' if ours or isinstance(error, OSError) else f'{type(error).__name__}: '
+                mistake = type(error).__module__.startswith('beit_mm') or isinstance(error, OSError)
+                place = _write_traceback(traceback.format_exc(), mistake)
+                kind = '' if mistake else f'{type(error).__name__}: '
                 lines = str(error).strip().splitlines()
                 more = [f'... {len(lines) - MOST_LINES} lines more, in the log'] if len(lines) > MOST_LINES else []
                 message = '\n'.join([*lines[:MOST_LINES], *more])
-                print(f'\nerror: {kind}{message}\n(the traceback is in {place})', file=sys.stderr)
+                where = f'\n(the traceback is in {place})' if place else ''
+                print(f'\nerror: {kind}{message}{where}', file=sys.stderr)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)  # not sys.exit: data workers that wait for a batch would hold it up
