@@ -216,8 +216,8 @@ def _told_apart(made: list[Row], notes: list[str]) -> list[Row]:
             f'{", ".join(map(str, row.values))} ({recipe[:8]})' for row, recipe in zip(several, recipes, strict=True)
         )
         notes.append(
-            f'{several[0].config}, {several[0].protocol}: its records are of {len(several)} different settings or files, '
-            f'which are rows of their own; seeds by recipe: {seeds}'
+            f'{several[0].config}, {several[0].protocol}: its records are of {len(several)} different settings or '
+            f'files, which are rows of their own; seeds by recipe: {seeds}'
         )
     return result
 

@@ -215,19 +215,19 @@ def _said(found: list[Reference]) -> dict[str, Cell]:
     if not found:
         return {}
 
-    def column(values: list[float | None], form: str) -> Cell:
-        if all(value is None for value in values):
+    def column(texts: list[str | None], unit: str = '') -> Cell:
+        if not any(texts):
             return EMPTY
-        text = '\n'.join('-' if value is None else form.format(value) for value in values)
-        return Cell(text, max(value for value in values if value is not None))
+        shown = '\n'.join('-' if text is None else f'{text}{unit}' for text in texts)
+        return Cell(shown, max(float(text) for text in texts if text is not None))
 
     sources = '\n'.join(', '.join(filter(None, [one.source, one.detail])) for one in found)
     return dict(
-        says=column([one.value for one in found], '{:g}'),
-        top5=column([one.top5 for one in found], '{:g}'),
-        mean_class=column([one.mAcc for one in found], '{:g}'),
-        crop=column([one.crop for one in found], '{:.1f}'),
-        millions=column([one.parameters for one in found], '{:.1f} M'),
+        says=column([one.value for one in found]),
+        top5=column([one.top5 for one in found]),
+        mean_class=column([one.mAcc for one in found]),
+        crop=column([one.crop and f'{one.crop:.1f}' for one in found]),
+        millions=column([one.parameters and f'{one.parameters:.1f}' for one in found], ' M'),
         source=Cell(sources, sources),
     )
 
