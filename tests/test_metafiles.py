@@ -114,6 +114,8 @@ def test_several_data_sets_of_one_checkpoint(tmp_path):
 
 def test_two_results_are_never_one_file(tmp_path):
     rows = rows_of([record(0, 50.0), record(0, 60.0, recipe_sha256='b' * 64)])
+    (model,) = yaml.safe_load(metafiles.metafile(rows))['Models']
+    assert {result['Recipe'] for result in model['Results']} == {'e' * 8, 'b' * 8}
     with pytest.raises(RecordError, match=r'embeddedscenes_val-1000_fine-tune\.yaml: two results .* dataset_name'):
         metafiles.write_eval_results(rows, str(tmp_path / 'hub'))
     assert not (tmp_path / 'hub').exists()

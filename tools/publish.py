@@ -32,18 +32,21 @@ def main() -> None:
         return
     if args.verify:
         whole, bad = publish.verify_all(args.verify)
-        print(*whole, sep='\n', end='\n' if whole else '')
+        for line in whole:
+            print(line)
+        for line in bad:
+            print(line, file=sys.stderr)
         if bad:
-            print(*bad, sep='\n', file=sys.stderr)
             raise publish.CheckpointError(f'{len(bad)} of {len(args.verify)} files are not what their names say')
         return
-    out = Path(args.out or '.')
-    if args.out:
+    found, out = from_folder(args.hf or args.metafile), Path(args.out or '.')
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    if args.hf or args.out:
         publish.check_out(out) if args.hf else publish.check_out_file(out)
-    found = from_folder(args.hf or args.metafile)
-    print(*found.notes, sep='\n', end='\n' if found.notes else '', file=sys.stderr)
     if args.hf:
-        print(*metafiles.write_eval_results(found.rows, out, args.source), sep='\n')
+        for path in metafiles.write_eval_results(found.rows, out, args.source):
+            print(path)
     elif args.out:
         out.write_text(metafiles.metafile(found.rows))
         print(out)

@@ -98,6 +98,8 @@ def metafile(rows: Sequence[Row]) -> str:
 def _result(row: Row) -> dict:
     entry = dict(Task=TASKS.get(row.task, row.task), Dataset=dataset_of(row.records[0], OPENMMLAB))
     entry.update(Protocol=row.protocol, **({'Starts from': row.start} if row.start else {}))
+    if row.recipe:  # two rows that differ in settings alone
+        entry['Recipe'] = row.recipe
     if row.embedded:
         entry['Notes'] = EMBEDDED_NOTE
     return dict(entry, Split=row.split, Images=row.num_images, Seeds=list(row.values), Metrics=_metrics(row.records))
