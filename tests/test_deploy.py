@@ -94,6 +94,30 @@ def test_a_file_that_differs_is_refused(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
 
+@torch.no_grad()
+def test_why_only_another_size_differs(tmp_path):
+    config = tiny(CLASSIFY)
+    model = init_model(config, saved(config, tmp_path / 'a.pth'))
+    request = Request(to='onnx', dynamic='size')
+
+    def run(images):  # a graph in which the size of the export is a constant
+        return (model(images, mode='tensor') + 0.2 * (images.shape[2:] != (64, 64)),)
+
+    with pytest.raises(ExportError) as error:
+        deploy._compare(config, model, 'classification', run, torch.randn(2, 1, 64, 64), request)
+    for part in (config.filename, 'one file per size: --size H W', 'of another size: largest difference 2.00e-01'):
+        assert part in str(error.value)
+
+
+def test_the_place_is_looked_at_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(deploy, 'load', lambda *_: pytest.fail('work before the place was looked at'))
+    with pytest.raises(PermissionError, match=r'^/proc cannot be written .* by --out'):
+        export(tiny(CLASSIFY), 'a.pth', '/proc/e.pt2', Request())
+    (tmp_path / 'a.pt2').mkdir()
+    with pytest.raises(IsADirectoryError, match=r'--out .*a\.pt2: is a folder'):
+        export(tiny(CLASSIFY), 'a.pth', str(tmp_path / 'a.pt2'), Request())
+
+
 def test_mistakes_are_named(tmp_path, monkeypatch):
     knn = load_config(KNN)
     with pytest.raises(ExportError, match=r'bank of images.*--features'):

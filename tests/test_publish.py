@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import call
 from safetensors import safe_open
 from tiny import CLASSIFY, saved, tiny
 
@@ -94,6 +95,35 @@ def test_what_is_not_published(tmp_path):
     assert 'its sha256 is that of SHA256SUMS' in publish.publish(str(whole))[1]
 
 
+@pytest.mark.parametrize('name', ['./a.pth', '*a.pth', '*./a.pth', '{}/a.pth', 'moved/a.pth'])
+def test_manifests_as_sha256sum_writes_them(tmp_path, name):
+    whole = tmp_path / 'a.pth'
+    write(dict(state_dict={'w': torch.arange(40.0)}), whole)
+    manifest, line = tmp_path / 'SHA256SUMS', name.format(tmp_path)
+    manifest.write_text(f'{"0" * 64} {line}\n')
+    refused(whole, 'SHA256SUMS', '0' * 64)
+    manifest.write_text(f'{"0" * 64}  other/b.pth\n{sha256(whole)} {line}\n')
+    assert 'its sha256 is that of SHA256SUMS' in publish.publish(str(whole))[1]
+
+
+def test_manifests_of_several_folders(tmp_path):
+    whole = tmp_path / 'a.pth'
+    write(dict(state_dict={'w': torch.arange(40.0)}), whole)
+    (tmp_path / 'SHA256SUMS').write_text(f'{"0" * 64}  other/a.pth\n{sha256(whole)}  ./a.pth\n')
+    assert publish.check_manifest(whole) == 'SHA256SUMS'
+    (tmp_path / 'SHA256SUMS').write_text(f'{sha256(whole)}  other/a.pth\n{"0" * 64}  ./a.pth\n')
+    refused(whole, 'SHA256SUMS', '0' * 64)
+
+
+def test_out_that_cannot_be_written(tmp_path):
+    write(dict(state_dict={'w': torch.arange(40.0)}), tmp_path / 'a.pth')
+    (tmp_path / 'README.md').write_text('mine')
+    with pytest.raises(PermissionError, match=r'README\.md cannot be written \(File exists\): .* by --out'):
+        publish.publish(str(tmp_path / 'a.pth'), str(tmp_path / 'README.md'))
+    with pytest.raises(PermissionError, match=r'README\.md cannot be written .* by --out'):
+        publish.check_out_file(tmp_path / 'README.md' / 'm.yml')
+
+
 def test_verify_tells_changed_files(tmp_path):
     write(dict(state_dict={'w': torch.arange(4000.0)}), tmp_path / 'a.pth')
     path, _ = publish.publish(str(tmp_path / 'a.pth'))
@@ -104,3 +134,14 @@ def test_verify_tells_changed_files(tmp_path):
         publish.verify(str(path))
     with pytest.raises(CheckpointError, match='does not end in'):
         publish.verify(str(tmp_path / 'a.pth'))
+
+
+def test_verify_looks_at_all_files(tmp_path):
+    write(dict(state_dict={'w': torch.arange(40.0)}), tmp_path / 'a.pth')
+    path, _ = publish.publish(str(tmp_path / 'a.pth'))
+    bad = [tmp_path / 'none-00000000.pth', tmp_path / 'a.pth']
+    code, said, told = call('tools/publish.py', '--verify', bad[0], path, bad[1])
+    assert (code, said) == (1, f'{publish.verify(str(path))}\n')
+    for line in (f'{bad[0]}: there is no such file', f'{bad[1]}: its name does not end in', 'error: 2 of 3 files'):
+        assert line in told
+    assert call('tools/publish.py', '--verify', path)[0] == 0

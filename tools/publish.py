@@ -1,6 +1,7 @@
 """Publish a checkpoint, or results: python tools/publish.py CHECKPOINT [--out DIR] | --verify FILE | --metafile DIR."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from beit_mm.engine.launch import door, terse_terminal
@@ -22,22 +23,35 @@ def main() -> None:
     parser.add_argument('--source', metavar='URL', help='with --hf: where readers find more')
     args = parser.parse_args()
     from beit_mm.benchmark import metafiles, publish
+    from beit_mm.benchmark.leaderboard import from_folder
 
     terse_terminal()
     if args.checkpoint:
         path, said = publish.publish(args.checkpoint, args.out, args.name, args.safetensors)
         print('\n'.join([*said, str(path)]))
-    elif args.verify:
-        for name in args.verify:
-            print(publish.verify(name))
-    elif args.hf:
-        for path in metafiles.write_eval_results(args.hf, args.out or '.', args.source):
+        return
+    if args.verify:
+        whole, bad = publish.verify_all(args.verify)
+        for line in whole:
+            print(line)
+        for line in bad:
+            print(line, file=sys.stderr)
+        if bad:
+            raise publish.CheckpointError(f'{len(bad)} of {len(args.verify)} files are not what their names say')
+        return
+    found, out = from_folder(args.hf or args.metafile), Path(args.out or '.')
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    if args.hf or args.out:
+        publish.check_out(out) if args.hf else publish.check_out_file(out)
+    if args.hf:
+        for path in metafiles.write_eval_results(found.rows, out, args.source):
             print(path)
     elif args.out:
-        Path(args.out).write_text(metafiles.metafile(args.metafile))
-        print(args.out)
+        out.write_text(metafiles.metafile(found.rows))
+        print(out)
     else:
-        print(metafiles.metafile(args.metafile), end='')
+        print(metafiles.metafile(found.rows), end='')
 
 
 if __name__ == '__main__':

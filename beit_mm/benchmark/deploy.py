@@ -28,6 +28,7 @@ from ..checkpoints.load import sha256
 from ..engine.checkpointing import code_revision
 from ..models.probe import KNNProbe, LinearProbe
 from .analysis.flops import input_shape
+from .publish import check_out_file
 
 ENDINGS = {'torch': '.pt2', 'onnx': '.onnx'}
 NEEDED = {'onnx': ('onnx', 'onnxscript')}  # packages, by format; onnxruntime compares if it is there
@@ -35,6 +36,7 @@ TOLERANCE = 1e-4  # of the largest output, or of 1
 NUM_IMAGES = 4  # of the test data
 OPSET = 20
 MOST_IMAGES = 1024  # in a batch of dynamic size
+OTHER_SIZE = 'random images of another size'  # than the export's
 META = 'beit_mm.json'  # in a .pt2
 
 
@@ -160,6 +162,7 @@ def export(config: Config, checkpoint: str, out: str | None, request: Request) -
     path = Path(out or Path(checkpoint).with_suffix(ENDINGS[request.to]).name)
     if path.suffix != ENDINGS[request.to]:
         raise ExportError(f'--out {path}: --to {request.to} writes a file that ends in {ENDINGS[request.to]}')
+    check_out_file(path)
     model, deployed = load(config, checkpoint, request)
     channels, height, width = input_shape(config, model, request.size)
     images = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
@@ -169,7 +172,6 @@ def export(config: Config, checkpoint: str, out: str | None, request: Request) -
         raise ExportError(_why_not(config, (height, width), request, error)) from error
     for node in program.graph.nodes:
         node.meta.pop('stack_trace', None)  # paths of this machine
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{os.getpid()}{path.name}')
     about = _about(config, checkpoint, model, deployed.task, (channels, height, width), request)
     try:
@@ -202,7 +204,7 @@ def _program(deployed: Deployed, images: torch.Tensor, request: Request):
     return torch.export.export(deployed, (images,), dynamic_shapes=(shape,))
 
 
-def _why_not(config: Config, size: tuple[int, int], request: Request, error: Exception) -> str:
+def _why_not(config: Config, size: tuple[int, int], request: Request, error: Exception | str) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if request.dynamic == 'size':
         return (
@@ -297,9 +299,7 @@ def _compare(
         batches['test images'] = real
     if request.dynamic == 'size':
         patch = model.backbone.patch_size
-        batches['random images of another size'] = torch.randn(
-            1, images.shape[1], images.shape[2] + patch, images.shape[3]
-        )
+        batches[OTHER_SIZE] = torch.randn(1, images.shape[1], images.shape[2] + patch, images.shape[3])
     lines = []
     for name, batch in batches.items():
         parts = [batch] if request.dynamic else batch.split(1)
@@ -317,6 +317,8 @@ def _compare(
             same = f', {100 * float(hits.float().mean()):.2f} % the same class'
         lines.append(f'{by}, {len(batch)} {name}: largest difference {worst:.2e} of outputs up to {largest:.3g}{same}')
         if not worst <= request.tolerance * max(1.0, largest):  # nan is too far as well
+            if name == OTHER_SIZE:
+                raise ExportError(_why_not(config, tuple(batch.shape[2:]), request, lines[-1]))
             raise ExportError(
                 f'{lines[-1]}: more than --tolerance {request.tolerance:g} of that allows; nothing is written'
             )

@@ -3,6 +3,7 @@
 Embedded data are never called by the name of another data set here, whatever a config calls them.
 """
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from pathlib import Path
 import yaml
 
 from ..compat import CONFIG_ROOT
-from .leaderboard import Row, from_folder
+from .leaderboard import Row, short
 from .records import Record, RecordError
 
 EMBEDDED_NOTE = 'embedded data (mosaics of photographs in the scikit-image and scikit-learn wheels)'
+EMBEDDED_NAME = re.compile(r'Embedded(Scenes|Digits)( in colour| in grey| as files)*')
 TASKS = {  # of records: as OpenMMLab's metafiles call them
     'classification': 'Image Classification',
     'segmentation': 'Semantic Segmentation',
@@ -39,10 +41,14 @@ HEADER = (
 
 
 def dataset_of(record: Record, names: dict[str, str]) -> str:
-    """What a data set is called elsewhere; embedded data by their own name alone."""
-    if record.embedded:
-        return 'EmbeddedDigits' if 'digits' in record.dataset.lower() else 'EmbeddedScenes'
-    return names.get(record.dataset, record.dataset)
+    """What a data set is called elsewhere. Embedded data keep a name of their own alone; with another in a config they
+    are told apart by the config, as `short` has it: without its data, which may be of the other name too."""
+    if not record.embedded:
+        return names.get(record.dataset, record.dataset)
+    if EMBEDDED_NAME.fullmatch(record.dataset):
+        return record.dataset
+    kind = 'EmbeddedDigits' if 'digits' in record.dataset.lower() else 'EmbeddedScenes'
+    return f'{kind} ({short(record.config)})'
 
 
 def _metrics(records: Sequence[Record]) -> dict[str, float]:
@@ -64,26 +70,27 @@ def _short(value: float) -> float:
     return float(f'{value:.4g}')
 
 
-def metafile(folder: str) -> str:
+def metafile(rows: Sequence[Row]) -> str:
     """The text of a metafile: a model per config, a result per row of the leaderboard."""
     by_config: dict[str, list[Row]] = defaultdict(list)
-    for row in from_folder(folder).rows:
+    for row in rows:
         by_config[row.config].append(row)
     models = []
-    for config, rows in by_config.items():
-        metadata = dict(Architecture=rows[0].preset)
+    for config, several in by_config.items():
+        first = several[0]
+        metadata = dict(Architecture=first.preset)
         for label, key in (('FLOPs', 'macs'), ('Parameters', 'parameters')):
-            if rows[0].cost(key) is not None:
-                metadata[label] = round(rows[0].cost(key))
-        if rows[0].cost('train_seconds'):
-            device = rows[0].records[0].device
-            metadata['Training Resources'] = f'{rows[0].cost("train_seconds") / 3600:.2f} h on {device}'
+            if first.cost(key) is not None:
+                metadata[label] = round(first.cost(key))
+        if first.cost('train_seconds'):
+            device = first.records[0].device
+            metadata['Training Resources'] = f'{first.cost("train_seconds") / 3600:.2f} h on {device}'
         found = sorted(CONFIG_ROOT.glob(f'*/{config}.py'))
         models.append(dict(
             Name=config,
             **({'In Collection': 'BEiT', 'Config': f'configs/{found[0].relative_to(CONFIG_ROOT)}'} if found else {}),
             Metadata=metadata,
-            Results=[_result(row) for row in rows],
+            Results=[_result(row) for row in several],
         ))  # fmt: skip
     return HEADER + yaml.safe_dump(dict(Models=models), sort_keys=False, allow_unicode=True, width=120)
 
@@ -91,9 +98,11 @@ def metafile(folder: str) -> str:
 def _result(row: Row) -> dict:
     entry = dict(Task=TASKS.get(row.task, row.task), Dataset=dataset_of(row.records[0], OPENMMLAB))
     entry.update(Protocol=row.protocol, **({'Starts from': row.start} if row.start else {}))
+    if row.recipe:  # two rows that differ in settings alone
+        entry['Recipe'] = row.recipe
     if row.embedded:
         entry['Notes'] = EMBEDDED_NOTE
-    return dict(entry, Images=row.num_images, Seeds=list(row.values), Metrics=_metrics(row.records))
+    return dict(entry, Split=row.split, Images=row.num_images, Seeds=list(row.values), Metrics=_metrics(row.records))
 
 
 def hub_entry(record: Record, source: str | None = None) -> dict:
@@ -117,23 +126,35 @@ def hub_entry(record: Record, source: str | None = None) -> dict:
     return dict(entry, notes='; '.join(notes))
 
 
-def write_eval_results(folder: str, out: str, source: str | None = None) -> list[Path]:
-    """OUT/<config>-<sha256[:8] of the checkpoint>/.eval_results/<data set>_<protocol>.yaml: a folder per checkpoint,
-    for the repository of its model. Tokenizers and pre-training have no benchmark there and are left out.
+def write_eval_results(rows: Sequence[Row], out: str, source: str | None = None) -> list[Path]:
+    """OUT/<config>-<sha256[:8] of the checkpoint>/.eval_results/<data set>_<split>-<images>_<protocol>.yaml: a folder
+    per checkpoint, for the repository of its model. Tokenizers and pre-training have no benchmark there: left out.
 
     source: an address that readers are sent to. What is written is read back by huggingface_hub where that is there.
+    Raises RecordError, before anything is written, where two results would be one file.
     """
-    written = []
-    for record in (record for row in from_folder(folder).rows for record in row.records if row.task in HUB_TASKS):
+    texts: dict[Path, str] = {}
+    for record in (record for row in rows for record in row.records if row.task in HUB_TASKS):
         entry = hub_entry(record, source)
         _parsed(entry)
-        name = ''.join(c if c.isalnum() else '-' for c in f'{dataset_of(record, {})}_{record.protocol}'.lower())
-        place = Path(out) / f'{record.config}-{record.checkpoint_sha256[:8]}' / '.eval_results'
-        place.mkdir(parents=True, exist_ok=True)
-        path = place / f'{name}.yaml'
-        path.write_text(yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, width=120))
-        written.append(path)
-    return written
+        path = Path(out) / f'{record.config}-{record.checkpoint_sha256[:8]}' / '.eval_results' / _file_name(record)
+        if path in texts:
+            raise RecordError(
+                f'{path}: two results of {record.checkpoint} ({record.config}, {record.dataset}, {record.protocol}, '
+                f'{record.metric}) would be this file. Move the record of one out of the folder, or test it again '
+                f'with a dataset_name or protocol of its own in the config'
+            )
+        texts[path] = yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, width=120)
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return list(texts)
+
+
+def _file_name(record: Record) -> str:
+    parts = (dataset_of(record, {}), f'{record.split}-{record.num_images}', record.protocol)
+    plain = (''.join(c if c.isalnum() else '-' for c in part.lower()).strip('-') for part in parts)
+    return f'{"_".join(plain)}.yaml'
 
 
 def _parsed(entry: dict) -> None:

@@ -7,6 +7,7 @@ in the first eight digits of the file's sha256, as OpenMMLab's do: `verify` tell
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from ..checkpoints.convert import few, stripped
 from ..checkpoints.load import CheckpointError, read, sha256, state_dict_of, write, write_safetensors
 from ..engine.checkpointing import plain
+from ..engine.launch import check_writable
 
 DIGITS = 8  # of the sha256, in a name
 PUBLISHED = re.compile(rf'.+-([0-9a-f]{{{DIGITS}}})\.(?:pth|safetensors)')
@@ -25,23 +27,42 @@ SUMS = 'SHA256SUMS'
 
 
 def check_manifest(path: Path) -> str:
-    """Compare a file with its digest in FILE.sha256 or SHA256SUMS beside it, lines `<sha256>  <name>`.
+    """Compare a file with its digest in FILE.sha256 or SHA256SUMS beside it: lines `<sha256>  <name>`, as sha256sum
+    writes them, whose names may be `*name`, `./name` or paths.
 
     Returns the manifest's name, '' without one. Raises CheckpointError where they differ.
     """
     for manifest in (path.with_name(f'{path.name}.sha256'), path.with_name(SUMS)):
         if not manifest.is_file():
             continue
-        for line in manifest.read_text().splitlines():
-            digest, _, name = line.strip().partition(' ')
-            if name.strip().lstrip('*') not in (path.name, ''):
-                continue
-            if digest != sha256(path):
-                raise CheckpointError(
-                    f'{path}: its sha256 is {sha256(path)}, and {manifest} has {digest}: not published'
-                )
+        lines = [line.split(maxsplit=1) for line in manifest.read_text().splitlines() if line.strip()]
+        named = [(line[0].lower(), Path(line[1].strip().lstrip('*') if line[1:] else path.name)) for line in lines]
+        named = [(digest, name) for digest, name in named if name.name == path.name]
+        here = [(digest, name) for digest, name in named if path.resolve().parts[-len(name.parts) :] == name.parts]
+        digests = [digest for digest, _ in here or named]  # of other folders' files only where none is of this one
+        if digests and sha256(path) not in digests:
+            raise CheckpointError(
+                f'{path}: its sha256 is {sha256(path)}, and {manifest} has {" and ".join(digests)}: not published'
+            )
+        if digests:
             return manifest.name
     return ''
+
+
+def check_out(folder: Path) -> None:
+    """Make the folder of --out. Raises PermissionError naming folder and flag if no file can be made in it."""
+    try:
+        check_writable(folder)
+    except PermissionError as error:
+        reason = error.__cause__.strerror  # check_writable's own way out is a work_dir's
+        raise PermissionError(f'{folder} cannot be written ({reason}): give another folder by --out') from error
+
+
+def check_out_file(path: Path) -> None:
+    """The same for a file: its folder is made, and it is none itself."""
+    if path.is_dir():
+        raise IsADirectoryError(f'--out {path}: is a folder, and a file is written: {path / "NAME"}')
+    check_out(path.parent)
 
 
 def check_finite(weights: dict[str, torch.Tensor], path: Path) -> None:
@@ -85,6 +106,8 @@ def publish(
     """
     path = Path(checkpoint)
     content = read(path, map_location='cpu')
+    folder = Path(out) if out else path.parent
+    check_out(folder)
     manifest = check_manifest(path)
     weights, meta, said = stripped_down(content)
     if not weights:
@@ -92,11 +115,9 @@ def publish(
     check_finite(weights, path)
     if manifest:
         said.append(f'its sha256 is that of {manifest}')
-    folder = Path(out) if out else path.parent
     name, suffix = name or _default_name(meta, path), '.safetensors' if safetensors else '.pth'
     if '/' in name or name.startswith('.'):
         raise CheckpointError(f'--name {name}: a name, not a path; folders are --out')
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f'.{name}.{os.getpid()}{suffix}'
     try:
         if safetensors:
@@ -135,3 +156,14 @@ def verify(path: str) -> str:
     weights = state_dict_of(read(file, map_location='cpu'))
     check_finite(weights, file)
     return f'{file}: {len(weights)} weights, sha256 {digest}'
+
+
+def verify_all(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(lines on files that are whole, lines on those that are not) of all these."""
+    whole, bad = [], []
+    for path in paths:
+        try:
+            whole.append(verify(path))
+        except (CheckpointError, OSError) as error:
+            bad.append(str(error))
+    return whole, bad

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..publish import check_out_file
 from . import AnalysisError
 
 Cells = Sequence[Sequence[str]]
@@ -45,5 +46,5 @@ def target(out: str | Path, endings: Sequence[str]) -> Path:
     path = Path(out)
     if path.suffix.lower() not in endings:
         raise AnalysisError(f'--out {out}: give a file that ends in {" or ".join(endings)}')
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_out_file(path)
     return path
