@@ -29,7 +29,13 @@ def test_the_whole_road_in_a_few_steps(tmp_path):
     assert 'against from scratch' in out
     assert f'page: {tmp_path}/report.html' in out
     page = (tmp_path / 'report.html').read_text()
-    for part in ('Training curves', 'What is behind the mask', 'Attention', 'Segmentation', 'data:image/png;base64'):
+    for part in (
+        'Training curves',
+        'What is behind the mask',
+        'Where a patch looks',
+        'Segmentation',
+        'data:image/png;base64',
+    ):
         assert part in page
     assert 'could not be made' not in page
     assert 'the numbers mean nothing' in page
