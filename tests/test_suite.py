@@ -60,7 +60,7 @@ def stage(name='a', config=CLASSIFY, **fields) -> dict:
         (f'{TABLE}backbones = {{"a": []}}', r'backbone a: chain=\[\] must be a list of configs'),
         (f'{TABLE}backbones = {{"a": 3}}', 'backbone a: 3 is no checkpoint, list of configs, dict or None'),
         (f'{TABLE}backbones = {{"a": [dict(config=3)]}}', 'backbone a: chain: config=3 must be text'),
-        (f'{TABLE}backbones = {{"a": None}}\ntasks = "classification"', "tasks='classification' must be a list of texts"),
+        (f'{TABLE}backbones = {{"a": None}}\ntasks = "classification"', "tasks='.*' must be a list of texts"),
         (
             f'{TABLE}backbones = {{"a": None}}\ntasks = ["clasification"]',
             "tasks: no recipe is of 'clasification'; they are of classification$",

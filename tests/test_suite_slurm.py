@@ -112,7 +112,7 @@ def test_a_dry_run_only_writes(tmp_path, slurm):
     ]  # fmt: skip
 
 
-def test_a_rerun_by_slurm_moves_only_when_it_submits(tmp_path, slurm, monkeypatch):
+def test_a_rerun_by_slurm_moves_only_when_it_submits(tmp_path, slurm):
     suite = tiny_suite(tmp_path)
     stages = plan(suite, root=tmp_path / 'r')
     for stage in stages:

@@ -203,7 +203,7 @@ def test_a_rerun_keeps_what_was(suite, stages, capsys):
         choose(stages, ['pre'], suite)
 
 
-def test_a_rerun_moves_nothing_before_all_is_checked(tmp_path, monkeypatch):
+def test_a_rerun_moves_nothing_before_all_is_checked(tmp_path):
     more = "stages.append(dict(name='b', config=stages[2]['config'], load_from='nowhere.pth'))"
     suite, root = tiny_suite(tmp_path, more=more), tmp_path / 'root'
     stages = plan(suite, root=root)
@@ -219,8 +219,8 @@ def test_a_rerun_moves_nothing_before_all_is_checked(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r'(?s)not what the suite asks for now:\npretrain'):
         run_suite(suite, root=root, rerun=['classify-scratch'])
     finish(stages[0])
+    wide = tiny_suite(tmp_path, more="stages[3]['gpus'] = 2")
     with pytest.raises(ConfigError, match='classify-scratch wants 2 devices'):
-        wide = tiny_suite(tmp_path, more="stages[3]['gpus'] = 2")
         run_suite(wide, root=root, rerun=['classify-scratch'], devices=['0'])
     suite = tiny_suite(tmp_path)
     chosen, lacking, anew = ready(suite, plan(suite, root=root), [], ['pretrain'], False)
