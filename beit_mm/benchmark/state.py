@@ -4,6 +4,7 @@ Beside and in root/seed<n>/<name>:
 
     <name>.lock    held (flock) by the process that runs the stage; says who and since when
     stage.json     what it was begun with
+    tested.json    what its record will say, from before that is written: after a kill it is known by it
     failed.json    exit code and last lines, if it failed; gone when it starts again
     done.json      what it left, written last: without it, whole and with its record, a stage is not finished
 """
