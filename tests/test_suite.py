@@ -8,6 +8,7 @@ from tiny_suite import tiny_suite
 
 from beit_mm.benchmark import suite as suites
 from beit_mm.benchmark.estimate import batch_note
+from beit_mm.benchmark.jobs import describe, run_suite
 from beit_mm.benchmark.suite import merged, missing, plan, read_suite, weights_of
 from beit_mm.engine.configs import ConfigError
 
@@ -17,6 +18,9 @@ PIXELS = 'configs/pretrain/beit-mini-p8_pixels_1xb48-1500_embedded-64.py'
 CLASSIFY = 'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'
 SEGMENT = 'configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py'
 KNN = 'configs/classification/beit-mini-p8_knn_1xb64-0e_embedded-64.py'
+
+
+TABLE = f'recipes = {{"r": dict(config={CLASSIFY!r})}}\n'
 
 
 def written(folder: Path, text: str) -> Path:
@@ -40,7 +44,31 @@ def stage(name='a', config=CLASSIFY, **fields) -> dict:
         (f'stages = [{stage()}, {stage("b", options={"protocol": "other"})}]', 'stage b: would be the same run as a'),
         (f'stages = [{stage()}, {stage("b", start="aa")}]', r"starts from 'aa', .* did you mean 'a'\?"),
         (f'stages = [{stage("a", start="b")}, {stage("b", start="a")}]', 'it comes later'),
-        (f'stages = [{stage(start="a")}]', "starts from 'a', which is not before it"),
+        (f'stages = [{stage(start="a")}]', "stage a: start='a' is the stage itself: name one before it"),
+        (f'stages = [{stage(name=3)}]', 'stage 3: name=3 must be text'),
+        (f'stages = [{stage(options=["x"])}]', r"stage a: options=\['x'\] must be a dict, as"),
+        (f'stages = [{stage(fast={3: 1})}]', r'stage a: fast=\{3: 1\} must be a dict, as'),
+        (f'stages = [{stage(config=["x.py"])}]', r"stage a: config=\['x.py'\] must be text"),
+        (f'stages = [{stage(checkpoint=3)}]', 'stage a: checkpoint=3 must be text or None'),
+        (f'stages = [{stage(tta="no")}]', "stage a: tta='no' must be True or False"),
+        ('stages = [3]', r'stages=\[3\] must be a list of dicts'),
+        ('backbones = ["x"]', r"backbones=\['x'\] must be a dict, as"),
+        ('recipes = ["x"]', r"recipes=\['x'\] must be a dict, as"),
+        (f'recipes = {{"ft": {CLASSIFY!r}}}\nbackbones = {{"a": None}}', "recipe ft: '.*py' must be a dict, as dict"),
+        ('recipes = {"r": dict(config=3)}\nbackbones = {"a": None}', 'recipe r: config=3 must be a config, or'),
+        (f'{TABLE}backbones = {{"a": dict(chain=[3])}}', r'backbone a: chain=\[3\] must be a list of configs, or'),
+        (f'{TABLE}backbones = {{"a": []}}', r'backbone a: chain=\[\] must be a list of configs'),
+        (f'{TABLE}backbones = {{"a": 3}}', 'backbone a: 3 is no checkpoint, list of configs, dict or None'),
+        (f'{TABLE}backbones = {{"a": [dict(config=3)]}}', 'backbone a: chain: config=3 must be text'),
+        (f'{TABLE}backbones = {{"a": None}}\ntasks = "classification"', "tasks='.*' must be a list of texts"),
+        (
+            f'{TABLE}backbones = {{"a": None}}\ntasks = ["clasification"]',
+            "tasks: no recipe is of 'clasification'; they are of classification$",
+        ),
+        (
+            f'recipes = {{"knn": dict(config={KNN!r}, evaluate=True)}}\nbackbones = {{"a": "w.pth", "s": None}}',
+            r'backbone s: has no weights that recipe knn \(evaluate=True\) could test: give it a checkpoint',
+        ),
         (f'stages = [{stage(start="b", load_from="c.pth")}]', 'has start and load_from'),
         (f'stages = [{stage(config="configs/classification/beit-mini.py")}]', 'no such config. The nearest names'),
         (f'stages = [{stage(options={"train_cfg.max_itres": 2})}]', 'did you mean `train_cfg.max_iters`'),
@@ -66,6 +94,27 @@ def stage(name='a', config=CLASSIFY, **fields) -> dict:
 def test_mistakes_are_named(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said):
         plan(written(tmp_path, text))
+
+
+@pytest.mark.parametrize('seeds', [range(0), range(-2), [-3], [0, 2**32]])
+def test_impossible_seeds_are_refused(tmp_path, seeds):
+    with pytest.raises(ConfigError, match=r'seeds: (none|-3|0, 4294967296); at least one is needed \(--seeds 1'):
+        plan(tiny_suite(tmp_path), seeds)
+
+
+@pytest.mark.parametrize('jobs', [0, -1])
+def test_impossible_numbers_are_refused(tmp_path, jobs):
+    with pytest.raises(ConfigError, match=f'--jobs {jobs}: how many stages run at a time, 1 or more'):
+        run_suite(tiny_suite(tmp_path), root=tmp_path / 'r', jobs=jobs)
+    with pytest.raises(ConfigError, match=f'--tflops {jobs}: .* more than 0'):
+        describe(tiny_suite(tmp_path), root=tmp_path / 'r', costs=True, tflops=jobs)
+
+
+def test_a_stage_that_only_a_fast_check_reads_is_a_parent(tmp_path):
+    more = "stages[3]['fast'] = {'load_from': '{tokenizer}'}"
+    assert [stage.parents for stage in plan(tiny_suite(tmp_path, more=more))][3] == ()
+    stages = plan(tiny_suite(tmp_path, more=more), fast=True, root=tmp_path / 'r')
+    assert stages[3].parents == (stages[0],)
 
 
 def test_a_missing_suite_is_named_with_its_neighbours():

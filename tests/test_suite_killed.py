@@ -19,10 +19,13 @@ TIMES = ('time', 'data_time')  # metrics of the clock
 COMMAND = ('tools/benchmark.py', '--jobs', '2', '--no-page')
 
 
-def run(suite: Path, root: Path, patience: float = 300) -> tuple[int, str]:
-    with started(COMMAND[0], suite, '--root', root, *COMMAND[1:]) as process:
-        out, err = process.communicate(timeout=patience)
-        return process.returncode, out + err
+def run(suite: Path, root: Path):
+    return started(COMMAND[0], suite, '--root', root, *COMMAND[1:])
+
+
+def check_ended(process) -> None:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, (out + err)[-3000:]
 
 
 def processes_with(root: Path) -> list[int]:
@@ -51,6 +54,19 @@ def what_came_out(root: Path) -> dict:
     return dict(stages=stages, records=records)
 
 
+def kill_once(suite: Path, root: Path, kill, after: float) -> None:
+    """Begin, or go on, and kill it so many seconds after its first stage started; nothing of it lives on."""
+    with run(suite, root) as process:
+        deadline = time.monotonic() + 100
+        while not processes_with(root) and time.monotonic() < deadline:
+            time.sleep(0.1)  # imports are not the interesting part
+        time.sleep(after)
+        assert process.poll() is None, 'it had ended before it was killed: make its stages longer'
+        kill(process.pid, signal.SIGKILL)
+        time.sleep(2)
+        assert processes_with(root) == [], 'a child trains on'
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_three_times_is_never_killed(tmp_path):
@@ -59,27 +75,18 @@ def test_killed_three_times_is_never_killed(tmp_path):
     Checkpoints are written at the end of a stage, so that a stage that was cut off begins anew, with the same numbers.
     """
     suite = tiny_suite(tmp_path, steps=24, interval=24, images=40)
-    code, said = run(suite, tmp_path / 'straight')
-    assert code == 0, said[-3000:]
-    expected = what_came_out(tmp_path / 'straight')
+    root, straight, moments = tmp_path / 'root', tmp_path / 'straight', random.Random(7)
+    with run(suite, straight) as unhurt:  # meanwhile: most of a process's time is imports
+        for kill in (os.killpg, os.kill, os.kill):
+            kill_once(suite, root, kill, moments.uniform(0.5, 7))
+        with run(suite, root) as last:
+            check_ended(last)
+        check_ended(unhurt)
+    expected = what_came_out(straight)
     assert len(expected['stages']) == len(expected['records']) == 4
-
-    root, moments = tmp_path / 'root', random.Random(7)
-    for kill in (os.killpg, os.kill, os.kill):
-        with started(COMMAND[0], suite, '--root', root, *COMMAND[1:]) as process:
-            deadline = time.monotonic() + 100
-            while not processes_with(root) and time.monotonic() < deadline:
-                time.sleep(0.1)  # imports are not the interesting part
-            time.sleep(moments.uniform(0.5, 7))
-            assert process.poll() is None, 'it had ended before it was killed: make its stages longer'
-            kill(process.pid, signal.SIGKILL)
-            time.sleep(2)
-            assert processes_with(root) == [], 'a child trains on'
-    code, said = run(suite, root)
-    assert code == 0, said[-3000:]
     assert what_came_out(root) == expected
-    for path in (tmp_path / 'straight').glob('seed0/*/iter_24.pth'):
-        weights, again = (read(p)['state_dict'] for p in (path, root / path.relative_to(tmp_path / 'straight')))
+    for path in straight.glob('seed0/*/iter_24.pth'):
+        weights, again = (read(p)['state_dict'] for p in (path, root / path.relative_to(straight)))
         assert all(torch.equal(value, again[name]) for name, value in weights.items()), path
     assert list(root.rglob('*.tmp')) == []
     index = json.loads((root / 'suite.json').read_text())

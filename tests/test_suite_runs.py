@@ -20,6 +20,7 @@ from beit_mm.benchmark.processes import devices_of, start, stop
 from beit_mm.benchmark.records import read_all
 from beit_mm.benchmark.state import acquire, holder, write_json
 from beit_mm.benchmark.suite import plan
+from beit_mm.checkpoints.load import sha256
 from beit_mm.engine.configs import ConfigError
 
 
@@ -231,6 +232,37 @@ def test_a_process_dies_with_its_parent(tmp_path):
             return
         time.sleep(0.02)
     pytest.fail('it lives on')
+
+
+def test_only_the_record_of_this_very_test_is_adopted(tmp_path):
+    """Killed after the record was written and before done.json: two tests of one file that differ in settings only."""
+    weights = tmp_path / 'w.pth'
+    weights.write_text('weights')
+    stem = 'beit-mini-p8_ft_1xb64-100_embedded-64'
+    orders = dict(config=f'configs/classification/{stem}.py', digest='d', starts={}, files={'w.pth': dict(sha256='f')})
+    work = tmp_path / 'r' / 'seed0' / 'a'
+    record = dict(
+        task='classification', config=stem, config_sha256='c', recipe_sha256='e', checkpoint_sha256=sha256(weights),
+        protocol='fine-tune', num_images=40, metric='accuracy/top1', value=50.0, date='noon', supersedes=[],
+    )  # fmt: skip
+    path = tmp_path / 'r' / 'results' / 'classification' / stem / 'seed0_1.json'
+    write_json(path, dict(record, supersedes=['0']))
+    write_json(work / 'testing.json', dict(since=0.0))  # of an older version: it does not say of what
+    assert worker._adopted(orders, work, str(weights)) is None
+    write_json(work / 'tested.json', dict(of=worker._deciding(orders), record=worker._content(json.dumps(record))))
+    kept = dict(metric='accuracy/top1', value=50.0, protocol='fine-tune')
+    wanted = dict(record=f'../../results/classification/{stem}/seed0_1.json', **kept)
+    assert worker._adopted(orders, work, str(weights)) == wanted
+    for other in (dict(digest='other'), dict(starts={'b': 'f'}), dict(files={'w.pth': dict(sha256='g')})):
+        assert worker._adopted({**orders, **other}, work, str(weights)) is None
+    for key, value in (('config_sha256', 'x'), ('recipe_sha256', 'x'), ('protocol', 'x'), ('num_images', 4)):
+        write_json(path, {**record, key: value})
+        assert worker._adopted(orders, work, str(weights)) is None
+    path.write_text('{half')
+    assert worker._adopted(orders, work, str(weights)) is None
+    write_json(path, record)
+    weights.write_text('other weights')
+    assert worker._adopted(orders, work, str(weights)) is None
 
 
 def test_a_worker_without_orders_says_so(tmp_path, capsys):

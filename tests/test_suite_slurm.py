@@ -10,6 +10,7 @@ from processes import call
 from test_suite_state import finish
 from tiny_suite import tiny_suite
 
+from beit_mm.benchmark.jobs import to_run_anew
 from beit_mm.benchmark.slurm import submit
 from beit_mm.benchmark.state import states
 from beit_mm.benchmark.suite import plan
@@ -109,6 +110,25 @@ def test_a_dry_run_only_writes(tmp_path, slurm):
         '--parsable seed0-tokenizer.sh', '--parsable --dependency=afterok:101 seed0-pretrain.sh',
         '--parsable --dependency=afterok:102 seed0-classify.sh',
     ]  # fmt: skip
+
+
+def test_a_rerun_by_slurm_moves_only_when_it_submits(tmp_path, slurm):
+    suite = tiny_suite(tmp_path)
+    stages = plan(suite, root=tmp_path / 'r')
+    for stage in stages:
+        finish(stage)
+    anew = to_run_anew(stages, ['pretrain'], suite)
+    folder = tmp_path / 'r' / 'slurm'
+    lines = submit(suite, stages, stages, set(), dry=True, anew=anew)
+    assert lines == [f'{folder}/seed0-pretrain.sh', f'{folder}/seed0-classify.sh, after seed0-pretrain']
+    with pytest.raises(ConfigError, match='seed0-classify needs seed0-pretrain, which is neither'):
+        submit(suite, stages, [stages[2]], set(), anew=anew)
+    assert [state.name for state in states(stages).values()] == ['finished'] * 4
+    assert not (tmp_path / 'r' / 'replaced').exists()
+    assert submit(suite, stages, stages, set(), anew=anew) == [
+        'seed0-pretrain: job 101', 'seed0-classify: job 102, after 101',
+    ]  # fmt: skip
+    assert len(list((tmp_path / 'r' / 'replaced').iterdir())) == 2
 
 
 def call_bash(script) -> int:

@@ -1,12 +1,25 @@
 """benchmark/state.py and index.py: what has become of a stage, by what it left; nothing half-written is believed."""
 
 import json
+import os
+import time
 
 import pytest
 from tiny_suite import tiny_suite
 
+from beit_mm.benchmark import jobs
 from beit_mm.benchmark.index import table, write_index
-from beit_mm.benchmark.jobs import choose, describe, lacking_files, refuse_stale, set_aside
+from beit_mm.benchmark.jobs import (
+    choose,
+    describe,
+    lacking_files,
+    ready,
+    refuse_stale,
+    run_suite,
+    set_aside,
+    sweep,
+    to_run_anew,
+)  # fmt: skip
 from beit_mm.benchmark.state import acquire, finished, holder, progress, settings_of, states, write_json
 from beit_mm.benchmark.suite import plan
 from beit_mm.engine.configs import ConfigError
@@ -103,7 +116,19 @@ def test_half_written_files_are_not_believed(stages, half):
     else:
         done.write_text(json.dumps(dict(checkpoint='iter_2.pth', metric='m', value=1.0, seconds=1.0)))
     assert finished(stage) is None
-    assert states(stages)[stage] == ('pending', 'done.json or its record is damaged; done again')
+    why = 'done.json is of an older version' if half == 'old' else 'done.json or its record is damaged'
+    assert states(stages)[stage] == ('pending', f'{why}; done again')
+
+
+@pytest.mark.parametrize('key', ['settings', 'seconds', 'record'])
+def test_a_key_too_many_does_not_stand_for_one_that_lacks(stages, key):
+    stage = stages[0]
+    finish(stage)
+    done = json.loads((stage.work_dir / 'done.json').read_text())
+    del done[key]
+    write_json(stage.work_dir / 'done.json', dict(done, finished='noon'))
+    assert finished(stage) is None
+    assert table(states(stages)).splitlines()[0].endswith('done.json is of an older version; done again')
 
 
 def test_what_changed_since_is_named(suite, tmp_path, stages):
@@ -159,7 +184,7 @@ def test_begun_with_other_settings_is_not_gone_on_with(stages):
 def test_a_rerun_keeps_what_was(suite, stages, capsys):
     for stage in stages:
         finish(stage)
-    set_aside(stages, ['pretrain'], suite)
+    set_aside(to_run_anew(stages, ['pretrain'], suite), suite)
     assert names(stages) == ['finished', 'pending', 'pending', 'finished']
     kept = sorted(path.name[: len('seed0-pretrain')] for path in (stages[0].root / 'replaced').iterdir())
     assert kept == ['seed0-classify', 'seed0-pretrain']
@@ -171,10 +196,61 @@ def test_a_rerun_keeps_what_was(suite, stages, capsys):
     finish(stages[1])
     lock = acquire(stages[1])
     with pytest.raises(ConfigError, match=r'pretrain \(seed 0\) is running'):
-        set_aside(stages, ['pretrain'], suite)
+        set_aside([stages[0], stages[1]], suite)
+    assert names(stages) == ['finished', 'running', 'pending', 'finished']  # neither of the two has moved
     lock.release()
     with pytest.raises(ConfigError, match="has no stage 'pre'; it has tokenizer, pretrain"):
         choose(stages, ['pre'], suite)
+
+
+def test_a_rerun_moves_nothing_before_all_is_checked(tmp_path):
+    more = "stages.append(dict(name='b', config=stages[2]['config'], load_from='nowhere.pth'))"
+    suite, root = tiny_suite(tmp_path, more=more), tmp_path / 'root'
+    stages = plan(suite, root=root)
+    for stage in stages:
+        finish(stage)
+    with pytest.raises(ConfigError, match=r'(?s)cannot be run anew.*nowhere\.pth \(for b\)'):
+        run_suite(suite, root=root, rerun=['b'], skip_missing=True)
+    (stages[4].work_dir / 'done.json').unlink()
+    with pytest.raises(ConfigError, match=r'not everything is there:\n  nowhere\.pth'):
+        run_suite(suite, root=root, rerun=['pretrain'])
+    finish(stages[4])
+    finish(stages[0], sha256='another')
+    with pytest.raises(ConfigError, match=r'(?s)not what the suite asks for now:\npretrain'):
+        run_suite(suite, root=root, rerun=['classify-scratch'])
+    finish(stages[0])
+    wide = tiny_suite(tmp_path, more="stages[3]['gpus'] = 2")
+    with pytest.raises(ConfigError, match='classify-scratch wants 2 devices'):
+        run_suite(wide, root=root, rerun=['classify-scratch'], devices=['0'])
+    suite = tiny_suite(tmp_path)
+    chosen, lacking, anew = ready(suite, plan(suite, root=root), [], ['pretrain'], False)
+    assert ([stage.name for stage in anew], lacking, len(chosen)) == (['pretrain', 'classify'], set(), 4)
+    costs = describe(suite, root=root, costs=True, rerun=['pretrain'])
+    assert '4 runs, 2 to do' in costs
+    assert not (root / 'replaced').exists()
+    assert names(stages) == ['finished'] * 5
+
+
+def test_only_what_nobody_writes_any_more_is_swept(stages, monkeypatch):
+    results = stages[0].root / 'results' / 'classification'
+    results.mkdir(parents=True)
+    stages[0].work_dir.mkdir(parents=True)
+    dead, alive, own = results / 'a.json.4711.tmp', results / 'b.json.4712.tmp', results / f'c.json.{os.getpid()}.tmp'
+    theirs, old, new = results / 'd.json.4713.tmp', results / 'seed0_12.tmp', results / 'seed0_13.tmp'
+    checkpoint = stages[0].work_dir / '.iter_2.pth.4711.tmp'
+    for path in (dead, alive, own, theirs, old, new, checkpoint):
+        path.write_text('half')
+    os.utime(old, (time.time() - 4000,) * 2)
+    raised = {4711: ProcessLookupError, 4713: PermissionError}
+
+    def kill(pid, number):
+        assert number == 0
+        if pid in raised:
+            raise raised[pid]
+
+    monkeypatch.setattr(jobs.os, 'kill', kill)
+    sweep(stages)
+    assert sorted(stages[0].root.rglob('*.tmp')) == sorted([alive, own, theirs, new])
 
 
 def test_a_checkpoint_that_was_deleted_blocks_only_what_needs_it(stages):

@@ -38,12 +38,13 @@ def main() -> None:
     seeds = args.seed or (None if args.seeds is None else range(args.seeds))
     which = (args.suite, seeds, args.fast, args.root)
     if args.status or args.dry_run:
-        print(describe(*which, args.stage, costs=args.dry_run, tflops=args.tflops))
+        print(describe(*which, args.stage, args.dry_run, args.tflops, args.rerun))
         return
     if args.slurm is not None or args.slurm_dry_run:
         stages = plan(*which)
-        chosen, _, lacking = ready(args.suite, stages, args.stage, args.rerun, args.skip_missing)
-        print('\n'.join(submit(args.suite, stages, chosen, lacking, args.slurm or '', args.fast, args.slurm_dry_run)))
+        chosen, lacking, anew = ready(args.suite, stages, args.stage, args.rerun, args.skip_missing)
+        how = (args.slurm or '', args.fast, args.slurm_dry_run, anew)
+        print('\n'.join(submit(args.suite, stages, chosen, lacking, *how)))
         return
     devices = devices_of(args.devices)
     outcome = run_suite(*which, args.jobs, devices, args.stage, args.rerun, args.skip_missing)

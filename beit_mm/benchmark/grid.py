@@ -18,26 +18,24 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from ..engine.errors import ConfigError
-
-RECIPE_FIELDS = {'config', 'kind', 'options', 'fast', 'gpus', 'amp', 'tta', 'evaluate'}
-BACKBONE_FIELDS = {'checkpoint', 'chain', 'options', 'fast'}
-CHAIN_FIELDS = {'name', 'kind', 'config', 'load_from', 'options', 'fast', 'gpus', 'amp'}
+from .fields import OF_BACKBONE, OF_CHAIN, OF_RECIPE, check_fields, shown
 
 
-def expand(suite: dict, path: str | Path, check_fields: Callable[[dict, set[str], str], None]) -> list[dict]:
-    """The suite's own stages and then those of its table. Raises ConfigError."""
+def expand(suite: dict, path: str | Path) -> list[dict]:
+    """The stages of a suite whose own fields are checked, and then those of its table. Raises ConfigError."""
     entries = [dict(entry) for entry in suite.get('stages') or []]
     backbones, recipes = suite.get('backbones') or {}, suite.get('recipes') or {}
     if bool(backbones) != bool(recipes):
         raise ConfigError(f'{path}: backbones and recipes make a table together; one of them is missing')
     for name, recipe in recipes.items():
-        check_fields(recipe, RECIPE_FIELDS, f'{path}: recipe {name}')
+        if not isinstance(recipe, dict):
+            raise ConfigError(f"{path}: recipe {name}: {shown(recipe)} must be a dict, as dict(config='FILE.py')")
+        check_fields(recipe, OF_RECIPE, f'{path}: recipe {name}')
         configs = recipe.get('config')
-        if not isinstance(configs, (str, dict)):
+        if not configs:
             raise ConfigError(f'{path}: recipe {name}: has no config')
         unknown = set(configs) - set(backbones) if isinstance(configs, dict) else set()
         if unknown:
@@ -46,7 +44,9 @@ def expand(suite: dict, path: str | Path, check_fields: Callable[[dict, set[str]
     tasks = suite.get('tasks') or sorted(set(kinds.values()))
     for task in tasks:
         if task not in kinds.values():
-            raise ConfigError(f'{path}: tasks: no recipe is of {task!r}; they are of {", ".join(sorted(set(kinds)))}')
+            raise ConfigError(
+                f'{path}: tasks: no recipe is of {task!r}; they are of {", ".join(sorted(set(kinds.values())))}'
+            )
     for row, backbone in backbones.items():
         wanted = [
             (name, recipe)
@@ -55,10 +55,17 @@ def expand(suite: dict, path: str | Path, check_fields: Callable[[dict, set[str]
         ]
         if not wanted:
             raise ConfigError(f'{path}: backbone {row}: no recipe has a config for it')
-        backbone = _backbone(backbone, f'{path}: backbone {row}', check_fields)
+        where = f'{path}: backbone {row}'
+        backbone = _backbone(backbone, where)
         start = backbone['checkpoint']
         if backbone['chain']:
-            start = _chain(backbone['chain'], entries, f'{path}: backbone {row}', check_fields)
+            start = _chain(backbone['chain'], entries, where)
+        testing = [name for name, recipe in wanted if recipe.get('evaluate')]
+        if start is None and testing:
+            raise ConfigError(
+                f'{where}: has no weights that recipe {testing[0]} (evaluate=True) could test: give it a checkpoint or '
+                f"a chain, or let the recipe name its rows, as config={{'BEiT': ...}}"
+            )
         entries += [_cell(row, backbone, start, name, recipe) for name, recipe in wanted]
     return entries
 
@@ -69,26 +76,28 @@ def _kind(recipe: dict) -> str:
     return recipe.get('kind') or Path(first).parent.name
 
 
-def _backbone(given, where: str, check_fields: Callable) -> dict:
+def _backbone(given, where: str) -> dict:
     """A backbone in its long form: checkpoint, chain, options, fast."""
     if given is None or isinstance(given, str):
         given = dict(checkpoint=given)
     elif isinstance(given, list):
         given = dict(chain=given)
     elif not isinstance(given, dict):
-        raise ConfigError(f'{where}: {given!r} is no checkpoint, list of configs, dict or None')
-    check_fields(given, BACKBONE_FIELDS, where)
+        raise ConfigError(f'{where}: {shown(given)} is no checkpoint, list of configs, dict or None')
+    check_fields(given, OF_BACKBONE, where)
     if given.get('checkpoint') and given.get('chain'):
         raise ConfigError(f'{where}: has a checkpoint and a chain; its weights come from one of them')
-    return dict(dict(checkpoint=None, chain=[], options={}, fast={}), **given)
+    return {
+        name: given.get(name) or empty for name, empty in dict(checkpoint=None, chain=[], options={}, fast={}).items()
+    }
 
 
-def _chain(chain: list, entries: list[dict], where: str, check_fields: Callable) -> str:
+def _chain(chain: list, entries: list[dict], where: str) -> str:
     """Put the stages of a chain among the others, but for those that are there; returns `{the last one}`."""
     before = None
     for part in chain:
         part = dict(config=part) if isinstance(part, str) else dict(part)
-        check_fields(part, CHAIN_FIELDS, f'{where}: chain')
+        check_fields(part, OF_CHAIN, f'{where}: chain')
         if not part.get('config'):
             raise ConfigError(f'{where}: a part of its chain has no config')
         entry = {'name': Path(part['config']).stem, 'kind': Path(part['config']).parent.name, **part}

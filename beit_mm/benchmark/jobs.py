@@ -4,7 +4,9 @@ Each stage runs in a process of its own that ends when this one does, and holds 
 benchmarks may work below the same root: what one runs the others wait for.
 """
 
+import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -36,6 +38,7 @@ TELL_EVERY = 10.0  # seconds between looks at what runs, for status.txt
 SAY_EVERY = 30.0  # seconds between lines of progress when several stages run
 LOOK_ELSEWHERE = 2.0  # at stages that another benchmark runs
 LAST_LINES = 6
+ABANDONED = 3600.0  # seconds after which a half-written file whose writer is not known is nobody's
 
 
 class StageError(RuntimeError):
@@ -68,14 +71,18 @@ def run_suite(
 
     Raises ConfigError where nothing was started: a suite that cannot run, missing files, stages made by other settings.
     """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f'--jobs {jobs}: how many stages run at a time, 1 or more')
     stages = plan(path, seeds, fast, root)
-    chosen, found, lacking = ready(path, stages, only, rerun, skip_missing)
+    chosen, lacking, anew = ready(path, stages, only, rerun, skip_missing)
     greedy = [stage for stage in chosen if devices and stage.gpus > len(devices)]
     if greedy:
         raise ConfigError(
             f'{path}: stage {greedy[0].name} wants {greedy[0].gpus} devices, and there are {len(devices)} '
             f'({", ".join(devices)}): --devices, or gpus= in the suite'
         )
+    set_aside(anew, path)
+    found = states(stages, lacking)
     jobs = jobs or (len(devices) if devices else 2)
     _say_what_there_is(chosen, found, jobs, devices)
     suite = _Suite(Path(path), stages, chosen, lacking, fast)
@@ -86,15 +93,17 @@ def run_suite(
 
 def ready(
     path: str | Path, stages: list[Stage], only: Iterable[str], rerun: Iterable[str], skip_missing: bool
-) -> tuple[list[Stage], dict[Stage, State], set[Stage]]:
-    """What is to be run, the states of all, and what is left out for a missing file; see run_suite."""
+) -> tuple[list[Stage], set[Stage], list[Stage]]:
+    """What is to be run, what is left out for a missing file, and what is to be set aside first; see run_suite.
+
+    Nothing is moved here: whoever has checked the rest too calls set_aside.
+    """
     check_writable(stages[0].root)
     chosen = choose(stages, only, path)
-    set_aside(stages, rerun, path)
-    lacking = lacking_files(chosen, path, skip_missing)
-    found = states(stages, lacking)
-    refuse_stale(found, path)
-    return chosen, found, lacking
+    anew = to_run_anew(stages, rerun, path)
+    lacking = lacking_files(chosen, path, skip_missing, anew)
+    refuse_stale({stage: state for stage, state in states(stages, lacking).items() if stage not in anew}, path)
+    return chosen, lacking, anew
 
 
 def choose(stages: list[Stage], only: Iterable[str], path: str | Path) -> list[Stage]:
@@ -107,8 +116,16 @@ def choose(stages: list[Stage], only: Iterable[str], path: str | Path) -> list[S
     return [stage for stage in stages if not only or stage.name in only]
 
 
-def lacking_files(stages: list[Stage], path: str | Path, skip: bool) -> set[Stage]:
-    """Unfinished stages that need a file that is not there. Raises ConfigError naming them unless they are skipped."""
+def lacking_files(stages: list[Stage], path: str | Path, skip: bool, anew: Iterable[Stage] = ()) -> set[Stage]:
+    """Unfinished stages that need a file that is not there. Raises ConfigError naming them unless they are skipped.
+
+    anew: finished ones that are to be run again; what they left is not given up for a run that cannot be.
+    """
+    lost = missing(stage for stage in anew if finished(stage) is not None)
+    if lost:
+        raise ConfigError(
+            '\n'.join([f'{path}: cannot be run anew, for not everything is there:', *_in_words(lost)[:-1]])
+        )
     absent = missing(stage for stage in stages if finished(stage) is None)
     if absent and not skip:
         raise ConfigError('\n'.join([f'{path}: not everything is there:', *_in_words(absent)]))
@@ -132,16 +149,20 @@ def describe(
     only: Iterable[str] = (),
     costs: bool = False,
     tflops: float | None = None,
+    rerun: Iterable[str] = (),
 ) -> str:
     """States of all stages, of the other seeds below the root too; or, with costs, what the wanted ones will cost."""
+    if tflops is not None and tflops <= 0:
+        raise ConfigError(f'--tflops {tflops:g}: what a device sustains, in 10^12 operations a second, more than 0')
     terse_terminal()
     stages = plan(path, seeds, fast, root)
     if not costs:
         found = states(whole(path, stages[0].root, fast, stages))
         return table(found)
     chosen = choose(stages, only, path)
+    anew = to_run_anew(stages, rerun, path)
     lacking = lacking_files(chosen, path, skip=True)
-    found = {stage: state for stage, state in states(stages, lacking).items() if stage in chosen}
+    found = {stage: state for stage, state in foreseen(stages, lacking, anew).items() if stage in chosen}
     absent = missing(stage for stage in chosen if found[stage].name != 'finished')
     notes = ['not there:', *_in_words(absent)] if absent else []
     notes += dict.fromkeys(note for stage in chosen if (note := batch_note(stage)))
@@ -160,27 +181,45 @@ def refuse_stale(found: dict[Stage, State], path: str | Path) -> None:
         )
 
 
-def set_aside(stages: list[Stage], names: Iterable[str], path: str | Path) -> None:
-    """Move the folders and records of these stages, and of those that started from them, to root/replaced."""
+def to_run_anew(stages: list[Stage], names: Iterable[str], path: str | Path) -> list[Stage]:
+    """Stages of these names, and those that start from them, as far as they left anything."""
     names = set(names)
     choose(stages, names, path)
-    moved = set()
+    anew: list[Stage] = []
+    for stage in stages:  # parents come first
+        if stage.name in names or set(anew) & set(stage.parents):
+            anew.append(stage)
+    return [stage for stage in anew if stage.work_dir.is_dir()]
+
+
+def foreseen(stages: list[Stage], lacking: Iterable[Stage], anew: Iterable[Stage]) -> dict[Stage, State]:
+    """The states of all as they will be when what is to run anew has been set aside."""
+    anew = set(anew)
+    return {
+        stage: State('pending', 'will run anew') if stage in anew and state.name != 'running' else state
+        for stage, state in states(stages, lacking).items()
+    }
+
+
+def set_aside(stages: list[Stage], path: str | Path) -> None:
+    """Move the folders and records of these stages to root/replaced; none of them if one is running."""
+    with contextlib.ExitStack() as locks:
+        for stage in stages:
+            lock = acquire(stage)
+            if lock is None:
+                raise ConfigError(f'{path}: {stage.name} (seed {stage.seed}) is running: it cannot be run anew now')
+            locks.callback(lock.release)
+        _move(stages)
+
+
+def _move(stages: list[Stage]) -> None:
     for stage in stages:
-        if stage.name not in names and not moved & set(stage.parents):
-            continue
-        moved.add(stage)
-        if not stage.work_dir.is_dir():
-            continue
-        lock = acquire(stage)
-        if lock is None:
-            raise ConfigError(f'{path}: {stage.name} (seed {stage.seed}) is running: it cannot be run anew now')
         place = stage.root / 'replaced' / f'{stage.work_dir.parent.name}-{stage.name}-{now().replace(":", "")}'
         place.parent.mkdir(exist_ok=True)
         record = (finished(stage) or {}).get('record')
         if record:
             os.replace(stage.work_dir / record, stage.work_dir / 'record.json')
         os.replace(stage.work_dir, place)
-        lock.release()
         print(f'{stage.name} (seed {stage.seed}) will run anew; what it was is in {place}', flush=True)
 
 
@@ -311,7 +350,24 @@ class _Suite:
 
 
 def sweep(stages: list[Stage]) -> None:
-    """Take away half-written files of processes that were killed; nothing of these stages runs any more."""
+    """Take away half-written files of processes that were killed; those of others, who write below this root too, stay.
+
+    A name is `<file>.<pid>.tmp`; without a pid, a file is nobody's after an hour.
+    """
     for folder in [*{stage.work_dir for stage in stages}, stages[0].root / 'results']:
         for path in folder.rglob('*.tmp'):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its writer has just put it in its place
+                writer = re.search(r'\.(\d+)\.tmp$', path.name)
+                abandoned = not _alive(int(writer[1])) if writer else time.time() - path.stat().st_mtime > ABANDONED
+                if abandoned:
+                    path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

@@ -9,11 +9,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..engine.errors import ConfigError
 from .index import write_index
-from .state import State, read_json, slurm_key, states, write_json
+from .jobs import foreseen, set_aside
+from .state import State, read_json, slurm_key, write_json
 from .suite import Stage
 
 JOB_STATES = ('PENDING', 'RUNNING', 'CONFIGURING', 'COMPLETING', 'SUSPENDED')  # of squeue: it will be, or is, run
@@ -27,22 +29,30 @@ def submit(
     options: str = '',
     fast: bool = False,
     dry: bool = False,
+    anew: Iterable[Stage] = (),
 ) -> list[str]:
     """Write the scripts of what is missing and submit them in order; returns lines about each.
 
     stages: all; chosen: those that may be submitted. options: sbatch's own, such as '--partition=gpu --time=48:00:00'.
-    dry: only write the scripts. A stage whose job still waits or runs is not submitted again. Raises ConfigError where
-    there is no sbatch, or it refuses.
+    dry: only write the scripts. anew: stages that are run again; what they left is set aside, unless dry. A stage whose
+    job still waits or runs is not submitted again. Raises ConfigError where there is no sbatch, or it refuses.
     """
     root = stages[0].root
     if not dry and shutil.which('sbatch') is None:
         raise ConfigError('--slurm: there is no sbatch here. --slurm-dry-run writes the scripts for where there is')
-    found = states(stages, lacking)
+    found = foreseen(stages, lacking, anew)
     wanted = [stage for stage in chosen if _to_run(stage, found)]
     folder = root / 'slurm'
     folder.mkdir(parents=True, exist_ok=True)
     jobs = read_json(folder / 'jobs.json') or {}
     alive = {key: job for key, job in jobs.items() if not dry and _alive(job)}
+    if not dry:
+        to_come = {*alive, *(slurm_key(stage) for stage in wanted)}
+        for stage in wanted:
+            if unknown := [name for name in _needed(stage, found) if name not in to_come]:
+                said = f'{slurm_key(stage)} needs {", ".join(unknown)}, which is neither finished nor a job'
+                raise ConfigError(f'--slurm: {said}')
+        set_aside(list(anew), path)
     lines: list[str] = []
     by_hand = [
         '#!/bin/bash',
@@ -51,7 +61,7 @@ def submit(
     ]
     for stage in wanted:
         key, script = slurm_key(stage), folder / f'{slurm_key(stage)}.sh'
-        needed = [slurm_key(parent) for parent in stage.parents if found[parent].name != 'finished']
+        needed = _needed(stage, found)
         _write(script, path, stage, options, fast)
         waits = ':'.join(f'${_variable(name)}' for name in needed)
         after = f' --dependency=afterok:{waits}' if needed else ''
@@ -63,8 +73,6 @@ def submit(
         elif key in alive:
             lines.append(f'{key}: is job {alive[key]} already')
         else:
-            if unknown := [name for name in needed if name not in alive]:
-                raise ConfigError(f'--slurm: {key} needs {", ".join(unknown)}, which is neither finished nor a job')
             job = _sbatch(script, [alive[name] for name in needed])
             alive[key] = jobs[key] = job
             write_json(folder / 'jobs.json', jobs)  # at once: what is submitted must not be forgotten
@@ -81,6 +89,11 @@ def _to_run(stage: Stage, found: dict[Stage, State]) -> bool:
     if found[stage].name in ('finished', 'running', 'missing'):
         return False
     return all(found[parent].name == 'finished' or _to_run(parent, found) for parent in stage.parents)
+
+
+def _needed(stage: Stage, found: dict[Stage, State]) -> list[str]:
+    """The jobs that it waits for."""
+    return [slurm_key(parent) for parent in stage.parents if found[parent].name != 'finished']
 
 
 def _write(script: Path, path: str | Path, stage: Stage, options: str, fast: bool) -> None:

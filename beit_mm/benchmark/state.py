@@ -4,6 +4,7 @@ Beside and in root/seed<n>/<name>:
 
     <name>.lock    held (flock) by the process that runs the stage; says who and since when
     stage.json     what it was begun with
+    tested.json    what its record will say, from before that is written: after a kill it is known by it
     failed.json    exit code and last lines, if it failed; gone when it starts again
     done.json      what it left, written last: without it, whole and with its record, a stage is not finished
 """
@@ -168,7 +169,7 @@ def differences(stage: Stage, before: dict) -> list[str]:
 def finished(stage: Stage) -> dict | None:
     """The content of done.json, or None; it is not believed unless it and the record that it names are whole."""
     done = read_json(stage.work_dir / 'done.json')
-    if done is None or set(done) < DONE:
+    if done is None or not set(done) >= DONE:
         return None
     if done['record'] and not set(read_json(stage.work_dir / done['record']) or {}) >= RECORD:
         return None
@@ -238,6 +239,9 @@ def who(held: dict) -> str:
 
 def _cut_off(stage: Stage) -> list[str]:
     """What a stage that was begun and is not running has to go on from."""
+    done = read_json(stage.work_dir / 'done.json')
+    if done is not None and not set(done) >= DONE:
+        return ['done.json is of an older version; done again']
     if (stage.work_dir / 'done.json').is_file():
         return ['done.json or its record is damaged; done again']
     if not (stage.work_dir / 'stage.json').is_file():

@@ -32,16 +32,12 @@ from mmengine.config import Config
 from ..engine.configs import load_config
 from ..engine.errors import ConfigError
 from ..engine.launch import made_by
+from .fields import OF_STAGE, OF_SUITE, check_fields
 from .grid import expand
 
-FIELDS = {
-    'title', 'note', 'root', 'seeds', 'stages', 'tasks', 'backbones', 'recipes', 'gpus', 'amp',
-}  # fmt: skip
-STAGE_FIELDS = {
-    'name', 'kind', 'config', 'start', 'load_from', 'checkpoint', 'options', 'fast', 'gpus', 'amp', 'tta',
-}  # fmt: skip
 KINDS = ('tokenizer', 'pretrain', 'classification', 'segmentation')
 AMP = (None, 'bf16', 'fp16')
+LARGEST_SEED = 2**32 - 1  # that NumPy takes
 SEED_OF_FILES = 0  # testing somebody's weights has no seed: it is done once
 
 
@@ -91,20 +87,11 @@ def read_suite(path: str | Path) -> dict:
     except Exception as error:  # a suite is Python: it can raise anything
         raise ConfigError(f'{path}: cannot be read: {type(error).__name__}: {error}') from error
     suite = {key: value for key, value in content.items() if not key.startswith('_')}
-    check_fields(suite, FIELDS, f'{path}')
+    check_fields(suite, OF_SUITE, f'{path}')
     lacking = [key for key in ('title', 'note', 'root') if not isinstance(suite.get(key), str)]
     if lacking:
         raise ConfigError(f'{path}: {", ".join(lacking)} must be there, as text')
     return suite
-
-
-def check_fields(entry: dict, known: set[str], where: str) -> None:
-    """Raise ConfigError for a key that nobody reads, with the nearest that somebody does."""
-    for key in entry:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f'; did you mean {near[0]!r}?' if near else f'. There are: {", ".join(sorted(known))}'
-            raise ConfigError(f'{where}: {key!r} unknown{hint}')
 
 
 def seeds_of(suite: dict, path: str | Path) -> list[int]:
@@ -127,6 +114,11 @@ def plan(
     root_dir = Path(root or suite['root'] + ('-fast' if fast else ''))
     entries = _checked(suite, path)
     seeds = list(dict.fromkeys(seeds if seeds is not None else seeds_of(suite, path)))
+    if not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds):
+        given = ', '.join(map(str, seeds)) or 'none'
+        raise ConfigError(
+            f'{path}: seeds: {given}; at least one is needed (--seeds 1 is seed 0), each from 0 to {LARGEST_SEED}'
+        )
     stages: list[Stage] = []
     for seed in seeds:
         known: dict[str, Stage] = {}
@@ -135,13 +127,13 @@ def plan(
             own_seed = SEED_OF_FILES if once else seed
             if once and any(stage.name == entry['name'] for stage in stages):
                 continue
-            options = _options(entry)
+            options = {**_options(entry), **(entry.get('fast') or {} if fast else {})}
             names = [value[1:-1] for value in (*options.values(), entry.get('checkpoint')) if is_reference(value)]
             stage = Stage(
                 name=entry['name'],
                 kind=entry['kind'],
                 config=entry['config'],
-                options={**options, **(entry.get('fast') or {} if fast else {})},
+                options=options,
                 seed=own_seed,
                 work_dir=root_dir / f'seed{own_seed}' / entry['name'],
                 checkpoint=entry.get('checkpoint'),
@@ -167,14 +159,12 @@ def _options(entry: dict) -> dict:
 def _checked(suite: dict, path: str | Path) -> list[dict]:
     """All stage entries, complete and possible together."""
     explicit = suite.get('stages') or []
-    if not isinstance(explicit, list) or not all(isinstance(entry, dict) for entry in explicit):
-        raise ConfigError(f'{path}: stages must be a list of dicts')
     for i, entry in enumerate(explicit):
         where = f'{path}: stage {entry.get("name", i + 1)}'
-        check_fields(entry, STAGE_FIELDS, where)
+        check_fields(entry, OF_STAGE, where)
         if not entry.get('name'):
             raise ConfigError(f'{where}: has no name')
-    entries = expand(suite, path, check_fields)
+    entries = expand(suite, path)
     if not entries:
         raise ConfigError(f'{path}: names neither stages, nor backbones and recipes: nothing to run')
     known: dict[str, dict] = {}
@@ -216,15 +206,24 @@ def _check_entry(entry: dict, where: str, suite: dict) -> None:
 
 def _check_references(entry: dict, known: dict[str, dict], names: set[str], where: str) -> None:
     """What it starts from comes before it, so that there are no circles, and leaves weights."""
-    values = [*_options(entry).values(), *(entry.get('fast') or {}).values(), entry.get('checkpoint')]
-    for name in (value[1:-1] for value in values if is_reference(value)):
+    values = {**_options(entry), **(entry.get('fast') or {}), 'checkpoint': entry.get('checkpoint')}
+    for key, name in ((key, value[1:-1]) for key, value in values.items() if is_reference(value)):
+        if name == entry['name']:
+            raise ConfigError(f'{where}: {_key(entry, key)}={name!r} is the stage itself: name one before it')
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             after = '; it comes later: put it first, and no two stages can start from each other'
             hint = after if name in names else f'; did you mean {near[0]!r}?' if near else ''
-            raise ConfigError(f'{where} starts from {name!r}, which is not before it{hint}')
+            raise ConfigError(f'{where}: {_key(entry, key)}: starts from {name!r}, which is not before it{hint}')
         if known[name].get('checkpoint'):
-            raise ConfigError(f'{where} starts from {name!r}, which is only tested; start from what that tests')
+            raise ConfigError(
+                f'{where}: {_key(entry, key)}: starts from {name!r}, which is only tested; start from what that tests'
+            )
+
+
+def _key(entry: dict, option: str) -> str:
+    """Where a stage says what it starts from: load_from may come of `start`."""
+    return 'start' if option == 'load_from' and entry.get('start') else option
 
 
 def _identity(entry: dict) -> str:

@@ -4,7 +4,9 @@
 CPU the benchmark calls `child` instead, in a process that has the imports already.
 """
 
+import contextlib
 import ctypes
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -24,7 +26,7 @@ from ..engine.errors import ConfigError
 from ..engine.launch import door, evaluate, run
 from .evaluation import record_of
 from .records import write
-from .state import LOG, RECORD, SETTINGS, Lock, now, read_json, write_json
+from .state import LOG, SETTINGS, Lock, now, read_json, write_json
 
 PR_SET_PDEATHSIG = 1
 
@@ -105,12 +107,11 @@ def _run(work_dir: Path, launcher: str = 'none') -> None:
 
 def _test(stage: dict, work_dir: Path, checkpoint: str, launcher: str) -> dict:
     config = load_config(stage['config'], stage['resolved'])
-    if is_main_process():
-        write_json(work_dir / 'testing.json', dict(since=time.time()))
     runner, metrics, seconds = evaluate(config, checkpoint, tta=stage['tta'], work_dir=str(work_dir), launcher=launcher)
     if not is_main_process():
         return {}
     record = record_of(runner, config, checkpoint, metrics, seconds)
+    write_json(work_dir / 'tested.json', dict(of=_deciding(stage), record=_content(record.text)))
     written = write(record, _results(work_dir))
     return dict(
         record=os.path.relpath(written, work_dir), metric=record.metric, value=record.value, protocol=record.protocol
@@ -123,18 +124,28 @@ def _results(work_dir: Path) -> Path:
 
 def _adopted(stage: dict, work_dir: Path, checkpoint: str) -> dict | None:
     """The record of this very test, if the process was killed between writing it and saying so: a second one would
-    be a duplicate. It is younger than the test's beginning, and of the same weights and config."""
-    testing = read_json(work_dir / 'testing.json')
-    if testing is None:
+    be a duplicate. tested.json says what the record is, to the last field, and what the stage was then."""
+    tested = read_json(work_dir / 'tested.json') or {}
+    record = tested.get('record')
+    if not record or tested.get('of') != _deciding(stage) or record['checkpoint_sha256'] != sha256(checkpoint):
         return None
-    digest = sha256(checkpoint)
-    for path in _results(work_dir).glob(f'*/{Path(stage["config"]).stem}/*.json'):
-        record = read_json(path) or {}
-        same = set(record) >= RECORD and record['checkpoint_sha256'] == digest
-        if same and path.stat().st_mtime >= testing['since'] - 1:
-            kept = {key: record.get(key) for key in ('metric', 'value', 'protocol')}
-            return dict(record=os.path.relpath(path, work_dir), **kept)
+    for path in (_results(work_dir) / record['task'] / record['config']).glob('*.json'):
+        with contextlib.suppress(OSError, ValueError):
+            if _content(path.read_text()) == record:
+                kept = {key: record[key] for key in ('metric', 'value', 'protocol')}
+                return dict(record=os.path.relpath(path, work_dir), **kept)
     return None
+
+
+def _content(text: str) -> dict:
+    """A record but for what it takes the place of, which is decided when it is written."""
+    return {key: value for key, value in json.loads(text).items() if key != 'supersedes'}
+
+
+def _deciding(stage: dict) -> dict:
+    """What decides a stage's result; files by content, for their dates may change."""
+    files = {path: file['sha256'] for path, file in stage['files'].items()}
+    return dict(digest=stage['digest'], starts=stage['starts'], files=files)
 
 
 if __name__ == '__main__':
