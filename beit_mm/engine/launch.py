@@ -281,6 +281,8 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             main()
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()  # threads of gloo that outlive the rest abort the process
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
             sys.exit(130)
