@@ -13,11 +13,12 @@ from beit_mm.benchmark.pictures import features, images, masks, positions, token
 from beit_mm.benchmark.pictures.canvas import GAP, TILE, PictureError
 from beit_mm.benchmark.pictures.models import load_backbone, load_tokenizer, painter_of
 from beit_mm.benchmark.pictures.reconstruction import guesses, reconstruction_panel
-from beit_mm.benchmark.pictures.segmentation import intersections, mean_iou, segmentation_panel
+from beit_mm.benchmark.pictures.segmentation import mean_iou, segmentation_panel
 from beit_mm.checkpoints.load import CheckpointError
 from beit_mm.data import embedded
 from beit_mm.engine.configs import load_config
 from beit_mm.engine.errors import ConfigError
+from beit_mm.engine.metrics import areas
 from beit_mm.engine.overlay import overlay
 from beit_mm.models.backbone import BEiTViT
 from beit_mm.models.dalle import Decoder, Encoder
@@ -62,8 +63,8 @@ def mim():
 
 def test_reconstructions(mim):
     config, model = mim
-    samples = images.packed_samples(config, [2, 5])
-    panel = reconstruction_panel(model, samples, images.packed_samples(config, [0, 1]))
+    samples = images.packed(config).chosen([2, 5])
+    panel = reconstruction_panel(model, samples, images.packed(config).chosen([0, 1]))
     page = opened(panel.png)
     assert page.shape[1] == GAP + 4 * STEP
     for row, index in enumerate((2, 5)):
@@ -74,7 +75,7 @@ def test_reconstructions(mim):
         view = model.data_preprocessor(dict(tokens_view=samples[row]['tokens_view'][None]))['tokens_view']
         painted = tokens.to_picture(model.target.tokenizer.decode(model.target.tokenizer.tokens(view))[0])
         np.testing.assert_array_equal(tile(page, row, 3, scene(2)), painted.repeat(2, 0).repeat(2, 1))
-    guess, truth, mask = guesses(model, [*samples, *images.packed_samples(config, [0, 1])])
+    guess, truth, mask = guesses(model, [*samples, *images.packed(config).chosen([0, 1])])
     assert panel.numbers['masked accuracy'] == pytest.approx(float((guess == truth)[mask].float().mean()))
     often = np.bincount(truth[mask].numpy()).max() / int(mask.sum())
     assert panel.numbers['always the most frequent token'] == pytest.approx(often)
@@ -84,7 +85,7 @@ def test_reconstructions(mim):
 def test_reconstructions_of_pixel_targets(per_patch):
     """The visible patches of `predicted pixels` are the image's own; the hidden ones are not."""
     config = load_config(PIXELS, {**TINY, 'model.target.per_patch': per_patch})
-    samples = images.packed_samples(config, [0])
+    samples = images.packed(config).chosen([0])
     panel = reconstruction_panel(build_model(config).eval(), samples)
     page = opened(panel.png)
     hidden = samples[0]['mask'].numpy().repeat(8, 0).repeat(8, 1)
@@ -99,7 +100,7 @@ def test_reconstructions_of_pixel_targets(per_patch):
 def test_without_a_decoder_tokens_stand_for_themselves(mim):
     """DALL-E's encoder alone: token colours, agreement, and it says so; with OpenAI's decoder it paints."""
     config, model = mim
-    samples = images.packed_samples(config, [0])
+    samples = images.packed(config).chosen([0])
     own, encoder = model.target._tokenizer[0], Encoder(n_hid=8, vocab_size=512, n_blk_per_group=1)
     encoder.tokens = lambda view: torch.arange(64).view(1, 8, 8).expand(len(view), 8, 8)
     model.target._tokenizer[0] = encoder
@@ -129,7 +130,7 @@ def test_openais_decoder_paints_for_its_encoder(tmp_path):
 
 def test_tokens(mim):
     config, model = mim
-    samples, more = images.packed_samples(config, [1]), images.packed_samples(config, [2, 3])
+    samples, more = images.packed(config).chosen([1]), images.packed(config).chosen([2, 3])
     tokenizer = model.target.tokenizer
     panel = tokens.tokens_panel(tokenizer, model.data_preprocessor, samples, more, painter_of(tokenizer))
     batch = torch.stack([s['tokens_view'] for s in (*samples, *more)])
@@ -284,7 +285,7 @@ def test_segmentations(tmp_path):
     np.testing.assert_array_equal(tile(page, 0, 0, scene(3)), scene(3))
     over = overlay(scene(3), truth, np.array(embedded.PALETTE, np.uint8))
     np.testing.assert_array_equal(tile(page, 0, 1, scene(3)), over)
-    (sample,) = images.packed_samples(config, [3])
+    (sample,) = images.packed(config).chosen([3])
     batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
     guess = model.test_step(batch)[0].pred_sem_seg.data[0].numpy()
     ious = [((guess == c) & (truth == c)).sum() / ((guess == c) | (truth == c)).sum() for c in np.union1d(guess, truth)]
@@ -295,9 +296,9 @@ def test_segmentations(tmp_path):
 
 
 def test_void_pixels_are_left_out_of_mean_iou():
-    guess, truth = np.array([[0, 0, 1, 1]]), np.array([[0, 255, 1, 0]])
-    assert mean_iou(intersections(guess, truth, 3)) == (1 / 2 + 1 / 2) / 2
-    assert np.isnan(mean_iou(intersections(guess, np.full((1, 4), 255), 3)))
+    guess, truth = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 255, 1, 0]])
+    assert mean_iou(areas(guess, truth, 3)) == (1 / 2 + 1 / 2) / 2
+    assert np.isnan(mean_iou(areas(guess, torch.full((1, 4), 255), 3)))
 
 
 def test_what_does_not_fit_is_refused(mim, tmp_path):

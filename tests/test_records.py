@@ -51,9 +51,9 @@ def test_round_trip_and_append_only(tmp_path):
     assert path.name.startswith('seed3_')
     again = dataclasses.replace(record, date='2031-01-01T00:00:00+00:00', value=42.0, metrics={'mIoU': 42.0})
     assert records.write(again, tmp_path) != path
-    assert sorted(r.value for r in records.read_all(tmp_path)) == [41.5, 42.0]
-    assert record in records.read_all(tmp_path)
-    (new,) = (r for r in records.read_all(tmp_path) if r.value == 42.0)
+    assert sorted(r.value for r in records.collect(tmp_path).records) == [41.5, 42.0]
+    assert record in records.collect(tmp_path).records
+    (new,) = (r for r in records.collect(tmp_path).records if r.value == 42.0)
     assert new.supersedes == [record.digest]
     other = records.write(dataclasses.replace(record, seed=4), tmp_path)
     assert records.read(other).supersedes == []
@@ -99,14 +99,14 @@ def test_reading_names_the_file_and_the_field(tmp_path, change, part):
     path = tmp_path / 'odd.json'
     path.write_text(json.dumps(content))
     with pytest.raises(records.RecordError, match=part) as caught:
-        records.read_all(tmp_path)
+        records.read(path)
     assert str(path) in str(caught.value)
 
 
 def test_reading_refuses_what_is_not_json(tmp_path):
     (tmp_path / 'cut.json').write_text('{"task": "segm')
     with pytest.raises(records.RecordError, match=r'cut\.json: not JSON'):
-        records.read_all(tmp_path)
+        records.read(tmp_path / 'cut.json')
 
 
 def test_converted_weights_need_no_seed(tmp_path):

@@ -17,7 +17,7 @@ from beit_mm.benchmark import jobs as running
 from beit_mm.benchmark import processes, worker
 from beit_mm.benchmark.jobs import run_suite
 from beit_mm.benchmark.processes import devices_of, start, stop
-from beit_mm.benchmark.records import read_all
+from beit_mm.benchmark.records import collect
 from beit_mm.benchmark.state import acquire, holder, write_json
 from beit_mm.benchmark.suite import plan
 from beit_mm.checkpoints.load import sha256
@@ -32,7 +32,7 @@ def test_runs_chains_and_goes_on(tmp_path, capfd):
     assert run_suite(suite, [1], root=root, jobs=2) == (root, [])
     done = {p.parent.name: json.loads(p.read_text()) for p in root.glob('seed1/*/done.json')}
     assert set(done) == {'tokenizer', 'pretrain', 'classify'}
-    records = {r.task: r for r in read_all(root / 'results')}
+    records = {r.task: r for r in collect(root / 'results').records}
     assert {r.seed for r in records.values()} == {1}
     [begun] = records['classification'].stages  # lineage: classifier <- pre-training <- tokenizer
     assert begun['checkpoint'] == done['pretrain']['checkpoint'] == 'iter_2.pth'

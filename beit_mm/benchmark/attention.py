@@ -17,9 +17,10 @@ RESIDUAL = 0.5  # share of the skip connection in a block's output
 
 @torch.no_grad()
 def self_attention(backbone: BEiTViT, images: torch.Tensor, queries: torch.Tensor, layer: int = -1) -> torch.Tensor:
-    """Attention of one query patch per image over all patches: (B, h, Gh, Gw), each map summing to 1.
+    """Attention of query patches over all patches: (Q, h, Gh, Gw), each map summing to 1.
 
-    images (B, C, H, W) normalised; queries (B, 2) row and column of a patch. The class token's share is left out.
+    images (Q, C, H, W) normalised, or one for all queries; queries (Q, 2) row and column of a patch. The class
+    token's share is left out.
     Raises ValueError for a patch or a layer that there is not.
     """
     backbone.eval()
@@ -31,7 +32,7 @@ def self_attention(backbone: BEiTViT, images: torch.Tensor, queries: torch.Tenso
             )
     (maps,) = backbone.attention_maps(images, [layer])
     index = 1 + queries[:, 0] * grid[1] + queries[:, 1]
-    return over_patches(maps[torch.arange(len(images)), :, index], grid)
+    return over_patches(maps[torch.arange(len(queries)) % len(images), :, index], grid)
 
 
 def over_patches(attention: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

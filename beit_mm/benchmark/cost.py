@@ -1,14 +1,16 @@
 """What a model costs: parameters and multiply-accumulates of one forward pass, counted operation by operation."""
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from ..apis import build_model
 
 BACKWARD = 2  # forward passes that a backward pass costs
 FLOPS_PER_MAC = 2
@@ -54,10 +56,8 @@ def macs_by_module(model: nn.Module, *inputs: torch.Tensor, forward: Callable | 
 
 def build_on_meta(config: Config) -> nn.Module:
     """A config's model without any memory for its weights, in eval mode; its tokenizer's checkpoint is not needed."""
-    model = dict(config.model)
-    if config.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', config.data_preprocessor)
-    if (model.get('target') or {}).get('checkpoint'):
-        model['target'] = dict(model['target'], checkpoint=None)
-    with torch.device('meta'), DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
-        return MODELS.build(model).eval()
+    if (config.model.get('target') or {}).get('checkpoint'):
+        config = copy.deepcopy(config)
+        config.model.target.checkpoint = None
+    with torch.device('meta'):
+        return build_model(config).eval()

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ..engine.launch import parts_of
-from .cost import BACKWARD, cost_of
+from .cost import BACKWARD, build_on_meta, cost_of
 from .state import State, finished
 from .suite import Stage, merged, weights_of
 
@@ -124,11 +123,11 @@ def sizes_of(config: Config) -> Sizes:
     pipeline = _pipeline(config)
     key = json.dumps([model, pipeline], sort_keys=True, default=repr)
     if key not in _sizes:
-        scope = config.get('default_scope', 'mmengine')
         logging.disable(logging.INFO)  # models say how they were built
         try:
-            with torch.device('meta'), DefaultScope.overwrite_default_scope(scope):
-                _sizes[key] = _measured(MODELS.build(model), model, pipeline)
+            model = build_on_meta(config)
+            with torch.device('meta'):
+                _sizes[key] = _measured(model, config.model.to_dict(), pipeline)
         finally:
             logging.disable(logging.NOTSET)
     return _sizes[key]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..checkpoints.load import into_place
 from .state import State, finished, last_lines, now, read_json, states, write_json
 from .suite import Stage, is_reference, plan, read_suite
 
@@ -36,9 +37,7 @@ def write_states(path: str | Path, suite: dict, fast: bool, stages: list[Stage],
     others = (read_json(root / 'suite.json') or {}).get('stages') or []  # of suites that share the root
     entries += [e for e in others if e.get('suite', Path(path).name) != Path(path).name and e['work_dir'] not in own]
     write_json(root / 'suite.json', dict(title=title, note=suite['note'], stages=entries))
-    text = root / '.status.tmp'
-    text.write_text(f'{now()}\n{table(found)}\n')
-    text.replace(root / 'status.txt')
+    into_place(root / 'status.txt', lambda file: file.write(f'{now()}\n{table(found)}\n'.encode()))
 
 
 def _entry(stage: Stage, state: State) -> dict:

@@ -121,7 +121,7 @@ class Board(NamedTuple):
 
 def short(config: str) -> str:
     """A config's name without batch, length and data: `dvae-512_1xb64-300_embedded-32` -> `dvae-512`."""
-    return re.split(r'_\d+xb\d|_\d{8}_\d{6}$', config)[0]
+    return re.split(r'_\d+xb\d', config)[0]
 
 
 def start_of(stages: Sequence[dict]) -> str:

@@ -14,6 +14,7 @@ import yaml
 from ..compat import CONFIG_ROOT
 from .leaderboard import Row, short
 from .records import Record, RecordError
+from .reference import MULTI_SCALE
 
 EMBEDDED_NOTE = 'embedded data (mosaics of photographs in the scikit-image and scikit-learn wheels)'
 EMBEDDED_NAME = re.compile(r'Embedded(Scenes|Digits)( in colour| in grey| as files)*')
@@ -24,7 +25,6 @@ TASKS = {  # of records: as OpenMMLab's metafiles call them
     'tokenizer': 'Image Tokenization',
 }
 METRICS = {'accuracy/top1': 'Top 1 Accuracy', 'accuracy/top5': 'Top 5 Accuracy'}
-MULTI_SCALE = 'multi-scale and flip'
 OPENMMLAB = {'ImageNet': 'ImageNet-1k', 'CIFAR10': 'CIFAR-10', 'CIFAR100': 'CIFAR-100'}
 HUB = {  # data sets on the Hugging Face Hub; others keep their own name, which is of no data set there
     'ImageNet': 'ILSVRC/imagenet-1k',

@@ -14,14 +14,13 @@ import torch
 
 from ..checkpoints.convert import few, stripped
 from ..checkpoints.load import CheckpointError, read, sha256, state_dict_of, write, write_safetensors
-from ..engine.checkpointing import plain
+from ..engine.checkpointing import STAMP, plain
 from ..engine.launch import check_writable
 
 DIGITS = 8  # of the sha256, in a name
 PUBLISHED = re.compile(rf'.+-([0-9a-f]{{{DIGITS}}})\.(?:pth|safetensors)')
 KEPT = ('epoch', 'iter', 'seed', 'time', 'experiment_name', 'dataset_meta', 'CLASSES', 'PALETTE', 'cfg', 'beit_mm',
         'mmengine_version')  # fmt: skip
-STAMP = re.compile(r'_\d{8}_\d{6}$')  # that mmengine puts behind the name of an experiment
 AVERAGES = ('model_ema', 'state_dict_ema', 'ema')  # under which other projects keep averaged weights
 SUMS = 'SHA256SUMS'
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .. import compat
+from ..checkpoints.load import into_place
 from ..engine.checkpointing import code_revision
 
 SCHEMA = 2
@@ -213,12 +214,7 @@ def write(record: Record, root: str | os.PathLike) -> Path:
     record = dataclasses.replace(record, supersedes=before)
     seed = 'converted' if record.seed is None else f'seed{record.seed}'
     path = folder / f'{seed}_{record.digest}.json'
-    temporary = path.with_suffix(f'.{os.getpid()}.tmp')
-    with open(temporary, 'w') as file:
-        file.write(record.text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    into_place(path, lambda file: file.write(record.text.encode()))
     return path
 
 
@@ -236,11 +232,6 @@ def read(path: Path) -> Record:
             f'edited: evaluate again, and the new record takes its place'
         )
     return Record(**content)
-
-
-def read_all(root: str | os.PathLike) -> list[Record]:
-    """All records below root, by path. Raises RecordError naming the first file that is not one."""
-    return [read(path) for path in sorted(Path(root).rglob('*.json'))]
 
 
 class Found(NamedTuple):

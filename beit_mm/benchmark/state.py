@@ -21,7 +21,7 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import NamedTuple
 
-from ..checkpoints.load import sha256
+from ..checkpoints.load import into_place, sha256
 from .suite import Stage, digest, weights_of
 
 DONE = {'checkpoint', 'sha256', 'record', 'metric', 'value', 'protocol', 'seconds', 'settings'}
@@ -40,9 +40,7 @@ class State(NamedTuple):
 def write_json(path: Path, content) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(json.dumps(content, indent=1) + '\n')
-    os.replace(temporary, path)
+    into_place(path, lambda file: file.write((json.dumps(content, indent=1) + '\n').encode()))
 
 
 def read_json(path: Path) -> dict | None:

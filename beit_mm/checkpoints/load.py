@@ -193,7 +193,7 @@ def _read_safetensors(path: Path, device: str) -> dict:
         raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
 
 
-def _into_place(path: Path, put: Callable[[IO[bytes]], object]) -> None:
+def into_place(path: Path, put: Callable[[IO[bytes]], object]) -> None:
     """Write so that the name only ever holds a complete file: temporary file, sync, rename."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -208,7 +208,7 @@ def _into_place(path: Path, put: Callable[[IO[bytes]], object]) -> None:
 
 def write(checkpoint: dict, filename: str | os.PathLike) -> None:
     """Write a checkpoint so that the name only ever holds a complete file."""
-    _into_place(Path(filename), lambda file: torch.save(checkpoint, file))
+    into_place(Path(filename), lambda file: torch.save(checkpoint, file))
 
 
 def write_safetensors(weights: dict[str, torch.Tensor], said: dict, filename: str | os.PathLike) -> None:
@@ -220,7 +220,7 @@ def write_safetensors(weights: dict[str, torch.Tensor], said: dict, filename: st
     start = 8 + int.from_bytes(content[:8], 'little')
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
     header += b' ' * (-len(header) % 8)
-    _into_place(
+    into_place(
         Path(filename), lambda file: file.writelines([len(header).to_bytes(8, 'little'), header, content[start:]])
     )
 
@@ -252,7 +252,7 @@ def convert_file(source: Path, destination: Path, form: str | None, target: str,
         write_safetensors(weights, carried, destination)
     elif destination.suffix == '.pdparams':
         arrays = {key: _array(value) for key, value in weights.items()}
-        _into_place(destination, lambda file: pickle.dump(arrays, file, protocol=4))
+        into_place(destination, lambda file: pickle.dump(arrays, file, protocol=4))
     else:
         key = KEY_OF_WEIGHTS.get(target)
         meta = dict(meta=dict(beit_mm=carried)) if carried else {}

@@ -23,6 +23,7 @@ from ..registry import HOOKS
 from .recipe import recipe_of
 
 PACKAGE = Path(__file__).parents[1]
+STAMP = re.compile(r'_\d{8}_\d{6}$')  # that mmengine puts behind the name of an experiment
 
 
 @functools.cache
@@ -74,7 +75,7 @@ def stages_of(config) -> list[dict]:
         meta = content.get('meta') if isinstance(content.get('meta'), dict) else {}
         stages.append(
             dict(
-                config=re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name', ''))),  # mmengine adds the time
+                config=STAMP.sub('', str(meta.get('experiment_name', ''))),
                 checkpoint=Path(path).name,
                 sha256=sha256(path),
                 seed=meta.get('seed'),
@@ -97,11 +98,13 @@ class PlainCheckpointHook(Hook):
 
     def __init__(self) -> None:
         self.stages: list[dict] = []
+        self.recipe = ''
         self.trained = 0.0  # seconds, before this process
         self.started = time.perf_counter()
 
     def before_run(self, runner: Runner) -> None:
         self.stages = stages_of(runner.cfg)
+        self.recipe = recipe_of(runner.cfg)
 
     def before_train(self, runner: Runner) -> None:
         self.started = time.perf_counter()
@@ -120,7 +123,7 @@ class PlainCheckpointHook(Hook):
                 beit_mm=dict(
                     revision=code_revision(),
                     stages=self.stages,
-                    recipe_sha256=recipe_of(runner.cfg),
+                    recipe_sha256=self.recipe,
                     train_seconds=round(self.trained + time.perf_counter() - self.started, 2),
                     backbone=dict(model.get('backbone') or {}),
                     preprocessing=preprocessing_of(runner.cfg),

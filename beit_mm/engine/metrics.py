@@ -60,7 +60,7 @@ def scores(counts: np.ndarray, kinds: Sequence[str], beta: float = 1.0) -> dict[
     return {name: known[name] for kind in kinds for name in SCORES[kind]}
 
 
-def _mean(values: np.ndarray) -> float:
+def class_mean(values: np.ndarray) -> float:
     """Mean over the classes that are there; nan without any."""
     there = values[~np.isnan(values)]
     return float(there.mean()) if len(there) else float('nan')
@@ -129,7 +129,7 @@ class IoUMetric(BaseMetric):
             return {}
         counts = torch.stack(results).sum(dim=0).numpy()
         of_classes = scores(counts, self.iou_metrics, self.beta)
-        metrics = {f'm{name}': 100 * _mean(values) for name, values in of_classes.items()}
+        metrics = {f'm{name}': 100 * class_mean(values) for name, values in of_classes.items()}
         hits, truth, _ = counts.sum(axis=1)
         metrics['aAcc'] = 100 * float(hits / truth) if truth else float('nan')
         classes = self.dataset_meta['classes']

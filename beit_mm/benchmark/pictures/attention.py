@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from ...data.embedded import LUMA
+from ...engine.overlay import as_rgb
 from ...models.backbone import BEiTViT
 from .. import attention
 from .canvas import TILE, Panel, PictureError, fitted, heat, sheet
-from .images import Image, Region, normalised, regions_of, shown, to_patches, told
+from .images import Image, Region, normalised, regions_of, to_patches, told
 from .models import device_of
 
 RED, WHITE = (230, 30, 40), (255, 255, 255)
@@ -64,10 +66,7 @@ def _asked(
 ) -> np.ndarray:
     """(Q, h, Gh, Gw): attention of some patches of one image."""
     values = normalised(image.pixels, config)[None].to(device_of(backbone))
-    grid = values.shape[2] // backbone.patch_size, values.shape[3] // backbone.patch_size
-    (maps,) = backbone.attention_maps(values, [layer])
-    index = [1 + row * grid[1] + column for row, column in queries]
-    return attention.over_patches(maps[0][:, index].transpose(0, 1), grid).cpu().numpy()
+    return attention.self_attention(backbone, values, torch.tensor(queries), layer).cpu().numpy()
 
 
 def _in_patches(backbone: BEiTViT, images: Sequence[Image], size: int | None) -> tuple[list[Image], list[str]]:
@@ -137,7 +136,7 @@ def attention_panel(
         place = found[0].query if found else query_patch(query, in_pixels, sides, patch)
         heads = _asked(backbone, config, image, [place], layer)[0]
         effective.append([attention.effective_patches(one) for one in heads])
-        picture = shown(image.pixels)
+        picture = as_rgb(image.pixels)
         columns.setdefault('image, query', []).append(framed(picture, heads.shape[-2:], tile, place))
         named = [('mean of heads', heads.mean(axis=0)), *((f'head {i}', one) for i, one in enumerate(heads))]
         for name, one in named:
@@ -185,7 +184,7 @@ def rollout_panel(
             'mean of patches': mixed[1:].mean(dim=0),
             'query patch': mixed[1 + place[0] * grid[1] + place[1]],
         }
-        picture = shown(image.pixels)
+        picture = as_rgb(image.pixels)
         columns.setdefault('image, query', []).append(framed(picture, grid, TILE, place))
         for name, row in rows.items():
             one = attention.over_patches(row, grid).cpu().numpy()

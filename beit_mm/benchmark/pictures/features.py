@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from mmengine.config import Config
 
 from ...data.masks import IGNORED
+from ...engine.overlay import as_rgb
 from ...models.backbone import BEiTViT
 from ...models.probe import pooled, vote
 from .attention import check_layer
 from .canvas import GAP, MOST_COLUMNS, TILE, Panel, PictureError, chart, fitted, sheet
-from .images import Image, normalised, shown, to_patches
+from .images import Image, normalised, to_patches
 from .models import device_of
 
 NEIGHBOURS = 10
@@ -140,7 +141,7 @@ def features_panel(
         part = colours[start : start + rows * width].reshape(rows, width, 3)
         start += rows * width
         patch = backbone.patch_size
-        columns.append(('', [shown(image.pixels), part.repeat(patch, axis=0).repeat(patch, axis=1)]))
+        columns.append(('', [as_rgb(image.pixels), part.repeat(patch, axis=0).repeat(patch, axis=1)]))
     numbers = {f'variance of the {COMPONENTS} components': float(shares.sum())}
     caption = (
         f'The first three principal components of the patches of these images as red, green and blue '

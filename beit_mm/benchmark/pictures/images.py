@@ -17,7 +17,6 @@ from ...data.embedded import LUMA
 from ...data.loading import read_image
 from ...data.masks import IGNORED, read_mask
 from ...data.transforms import resize
-from ...engine.overlay import as_rgb
 from ...engine.showing import as_loaded
 from .canvas import PictureError
 from .models import preprocessing
@@ -70,11 +69,6 @@ def packed(config: Config, files: Sequence[str] = ()) -> Images:
         return Images(' '.join(map(str, files)), len(samples), lambda i: samples[i][1])
     dataset = test_dataset(config)
     return Images(f'{config.filename}: test_dataloader', len(dataset), dataset.__getitem__)
-
-
-def packed_samples(config: Config, indices: Sequence[int]) -> list[dict]:
-    """Some of `packed`'s test data."""
-    return packed(config).chosen(indices)
 
 
 def files_of(paths: Sequence[str]) -> list:
@@ -211,11 +205,6 @@ def normalised(pixels: np.ndarray, config: Config) -> torch.Tensor:
     values = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float()
     mean, std = (torch.tensor(known[key], dtype=torch.float32).view(-1, 1, 1) for key in ('mean', 'std'))
     return (values - mean) / std
-
-
-def shown(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, C) -> (H, W, 3) uint8."""
-    return as_rgb(pixels)
 
 
 class Region(NamedTuple):

@@ -7,9 +7,10 @@ from mmengine.config import Config
 
 from ...data.transforms import MaskPatches
 from ...engine.launch import parts_of
+from ...engine.overlay import as_rgb
 from ...ops.masking import blockwise_mask, random_mask
 from .canvas import GAP, TILE, Panel, PictureError, chart, fitted, sheet
-from .images import Image, shown
+from .images import Image
 
 HIDDEN = (191, 191, 191)  # the colour of a masked patch
 DRAWS = 2000
@@ -72,7 +73,7 @@ def masks_panel(config: Config, images: Sequence[Image], draws: int = DRAWS, see
     drawn = {kind: draw_masks(kind, masking, draws, seed) for kind in ('blockwise', 'random')}
     shape = images[0].pixels.shape[:2]
     whole = min(shape[0] // height, shape[1] // width)
-    images = [shown(image.pixels) for image in images]
+    images = [as_rgb(image.pixels) for image in images]
     if whole == 0:
         raise PictureError(
             f'{config.filename}: an image of {shape[0]} x {shape[1]} pixels has no {height} x {width} patches'

@@ -1,18 +1,15 @@
 """The part of a config that a picture needs, with its weights: the whole model, its backbone, or its tokenizer."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ...apis import flips, init_model
+from ...apis import flips
 from ...checkpoints.load import CheckpointError, read, state_dict_of
 from ...checkpoints.tokenizers import tokenizer_weights
-from ...engine.configs import load_config
 from ...engine.errors import ConfigError
 from ...models.backbone import BEiTViT
 from ...models.dalle import Decoder
@@ -27,16 +24,6 @@ def device_of(module: nn.Module) -> torch.device:
 
 def own_device() -> str:
     return 'cuda' if torch.cuda.is_available() else 'cpu'
-
-
-def load_stage(stage: dict) -> tuple[Config, BaseModel]:
-    """Config and model of a finished stage of a suite, from the config that the run left in its work_dir.
-
-    Without that copy: the config as it is now, with the options that the stage was run with.
-    """
-    own = Path(stage['work_dir']) / Path(stage['config']).name
-    config = load_config(own) if own.is_file() else load_config(stage['config'], stage.get('options'))
-    return config, init_model(config, stage['checkpoint'])
 
 
 def load_backbone(config: Config, checkpoint: str | None) -> BEiTViT:

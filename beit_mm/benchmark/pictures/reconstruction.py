@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from mmengine.model import BaseModel
 
-from ...engine.overlay import overlay
+from ...engine.overlay import as_rgb, overlay
 from ...engine.showing import as_loaded
 from ...models.pretrain import MaskedImageModel
 from ...models.targets import PATCH_VARIANCE_EPS
 from ...ops.pixels import patchify, unpatchify
 from .canvas import TILE, Panel, PictureError, fitted, sheet
-from .images import shown
 from .masks import hidden
 from .models import device_of, painter_of
 from .tokens import NO_DECODER, to_picture, token_map
@@ -59,7 +58,7 @@ def reconstruction_panel(
     guess, truth, mask = guesses(model, [*samples, *judged])
     count = len(samples)
     reversed_bands = getattr(model.data_preprocessor, 'bgr_to_rgb', False)
-    images = [shown(as_loaded(s['patches'], s['patches'].shape[1:], reversed_bands)) for s in samples]
+    images = [as_rgb(as_loaded(s['patches'], s['patches'].shape[1:], reversed_bands)) for s in samples]
     seen = [hidden(image, sample['mask'].numpy()) for image, sample in zip(images, samples, strict=True)]
     grid = tuple(samples[0]['mask'].shape)
     columns = [('image', images), ('masked', seen)]
@@ -94,7 +93,7 @@ def reconstruction_panel(
         patch = samples[0]['patches'].shape[-1] // grid[1]
         mixed = unpatchify(torch.where(mask[..., None], guess, truth)[:count], patch, grid)
         mixed = [as_loaded(m.clamp(0, 255).round().byte(), m.shape[1:], False) for m in mixed]
-        columns += [('predicted pixels', [shown(m) for m in mixed]), ('true pixels', images)]
+        columns += [('predicted pixels', [as_rgb(m) for m in mixed]), ('true pixels', images)]
         caption = (
             f'Predicted pixels fill the masked patches. Their mean absolute error over {len(guess):,} images is '
             f'{error:.3f} of the range from black to white.'

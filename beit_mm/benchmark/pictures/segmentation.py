@@ -11,24 +11,16 @@ from mmengine.model import BaseModel
 from mmseg.models import BaseSegmentor
 
 from ...data.masks import IGNORED
+from ...engine.metrics import areas, class_mean, scores
 from ...engine.overlay import as_rgb, distinct_colours, overlay, present
 from ...engine.showing import as_loaded
 from .canvas import Panel, PictureError, roomy, sheet
 from .images import Image, packed, to_patches, told
 
 
-def intersections(guess: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """(3, classes): pixels that are of a class in both, in the guess, and in the truth; void pixels are left out."""
-    known = (truth != IGNORED) & (truth < classes)
-    guess, truth = guess[known], truth[known]
-    parts = (guess[guess == truth], guess, truth)
-    return np.stack([np.bincount(part, minlength=classes)[:classes] for part in parts])
-
-
-def mean_iou(counts: np.ndarray) -> float:
-    """mIoU, in [0, 1], over the classes that there are in truth or guess; nan where there is none."""
-    union = counts[1] + counts[2] - counts[0]
-    return float(np.mean(counts[0][union > 0] / union[union > 0])) if union.any() else float('nan')
+def mean_iou(counts: torch.Tensor) -> float:
+    """mIoU, in [0, 1], over the classes of truth or guess; nan where there is none. counts: of `areas`."""
+    return class_mean(scores(counts.numpy(), ['mIoU'])['IoU'])
 
 
 def _divisible(model: BaseSegmentor, samples: list[dict]) -> tuple[list[dict], list[str]]:
@@ -88,9 +80,9 @@ def segmentation_panel(
             raise PictureError(f'{config.filename}: its test images are others than those of {next(iter(named))}')
         if truths:
             pairs = list(zip(guesses, truths, strict=True))
-            counts = sum(intersections(guess, truth, len(classes)) for guess, truth in pairs)
+            counts = sum(areas(torch.tensor(g), torch.tensor(t), len(classes), IGNORED) for g, t in pairs)
             numbers[f'{name}: mIoU of these images'] = mean_iou(counts)
-            numbers[f'{name}: pixels right'] = float(counts[0].sum() / max(1, counts[2].sum()))
+            numbers[f'{name}: pixels right'] = float(counts[0].sum() / max(1, counts[1].sum()))
             title += (
                 f'\nmIoU {100 * mean_iou(counts):.1f} %\n{100 * numbers[f"{name}: pixels right"]:.0f} % of pixels right'
             )
