@@ -65,9 +65,9 @@ def init_model(
 
 def build_model(config: Config) -> nn.Module:
     """A config's model with the weights that it starts with, built in the config's own scope."""
-    description = config.model.copy()
-    if config.get('data_preprocessor') is not None:
-        description.setdefault('data_preprocessor', config.data_preprocessor)  # as mmengine's Runner does
+    description = copy.deepcopy(config.model)  # models write into what they are built of
+    if config.get('data_preprocessor') is not None:  # as mmengine's Runner does
+        description.setdefault('data_preprocessor', copy.deepcopy(config.data_preprocessor))
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
         return MODELS.build(description)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from beit_mm.benchmark.cost import cost_of
+from beit_mm.benchmark.cost import build_on_meta, cost_of
+from beit_mm.engine.configs import load_config
 from beit_mm.models import BEiTViT
 
 
@@ -24,3 +25,19 @@ def test_counted_by_hand():
     assert cost.macs == batch * (patches * 48 * width + depth * block)
     assert cost.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert model.training
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        'pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py',
+        'classification/beit-mini-p8_ft_1xb64-100_embedded-64.py',
+        'tokenizer/dvae-512_1xb64-300_embedded-32.py',
+    ],
+)
+def test_a_config_is_as_before_when_its_model_was_built(config):
+    """mmpretrain's classifiers write into what they are built of; a suite's digests are taken of it afterwards."""
+    config = load_config(f'configs/{config}')
+    before = config.to_dict()
+    assert all(parameter.is_meta for parameter in build_on_meta(config).parameters())
+    assert config.to_dict() == before
