@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SEEDS ?= 1
 BIN := .venv/bin
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 # glibc returns large blocks to the system after every operation and faults them in again; keeping them is faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=67108864
 
@@ -22,10 +23,10 @@ demo: .venv/installed
 	$(MALLOC) $(BIN)/python tools/benchmark.py configs/suites/miniature.py --seeds $(SEEDS) $(if $(FAST),--fast)
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

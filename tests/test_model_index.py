@@ -31,6 +31,7 @@ def test_the_papers_numbers_are_those_of_the_recipes():
         assert 'Table' in model['Paper']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['tokenizer', 'pretrain', 'classification', 'segmentation'])
 def test_sizes_are_those_of_the_models(task):
     for model in LISTED:

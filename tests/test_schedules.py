@@ -56,7 +56,7 @@ def test_accumulation_of_masked_image_modeling():
 DEAD = {'mmpretrain': set(), 'mmseg': {'beit-large_upernet_8xb1-amp-160k_ade20k-640x640.py'}}
 
 
-@pytest.mark.parametrize('package', ['mmpretrain', 'mmseg'])
+@pytest.mark.parametrize('package', [pytest.param('mmpretrain', marks=pytest.mark.slow), 'mmseg'])
 def test_no_false_alarm_on_any_stock_config(package):
     root = Path(importlib.util.find_spec(package).submodule_search_locations[0]) / '.mim' / 'configs'
     refused, checked = set(), 0
