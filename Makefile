@@ -4,8 +4,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SEEDS ?= 1
 BIN := .venv/bin
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
-# glibc returns large blocks to the system after every operation and faults them in again; keeping them is faster.
-MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=67108864
 
 .PHONY: demo test test-slow lint install clean
 
@@ -20,7 +18,7 @@ install: .venv/installed
 	@touch $@
 
 demo: .venv/installed
-	$(MALLOC) $(BIN)/python tools/benchmark.py configs/suites/miniature.py --seeds $(SEEDS) $(if $(FAST),--fast)
+	$(BIN)/python tools/benchmark.py configs/suites/miniature.py --seeds $(SEEDS) $(if $(FAST),--fast)
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(WORKERS)

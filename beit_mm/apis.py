@@ -390,7 +390,7 @@ def write_predictions(
         raise ConfigError(f'{model.cfg.filename}: --tta and --show-dir are for segmentation, this is for {task}')
     if task == 'classification':
         if out.suffix not in ('.json', '.csv'):
-            raise ValueError(f'{out}: predictions of classes are written to a file that ends in .json or .csv')
+            raise ConfigError(f'{out}: predictions of classes are written to a file that ends in .json or .csv')
         options = options._replace(batch_size=batch_size or loader.get('batch_size', 1))
         row = functools.partial(_class_row, top=5)
         rows = list(_each(model, None, images, row, _test_step, task, options))
@@ -402,9 +402,9 @@ def write_predictions(
     elif task == 'segmentation':
         for folder in filter(None, (out, show_dir and Path(show_dir))):
             if folder.suffix.lower() in FILES or folder.is_file():
-                raise ValueError(f'{folder}: masks are written as PNG into a folder; give the name of one')
+                raise ConfigError(f'{folder}: masks are written as PNG into a folder; give the name of one')
         if show_dir and Path(show_dir).resolve() == out.resolve():
-            raise ValueError(f'{out}: masks and pictures have the same names: give --out and --show-dir two folders')
+            raise ConfigError(f'{out}: masks and pictures have the same names: give --out and --show-dir two folders')
         rows, written = [], set()
         for r in _each(model, None, images, _mask_row, _test_step, task, options):
             if 'error' not in r:
@@ -455,7 +455,7 @@ def _write_png(picture: Image.Image, image: str | int, images: Images, out: Path
     name = f'{image:06d}' if isinstance(image, int) else image  # arrays are called by their place
     path = out / name_of(name, folder)
     if path in written:
-        raise ValueError(f'{image}: {path} is written already, for an image of the same name')
+        raise ConfigError(f'{image}: {path} is written already, for an image of the same name')
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
     return path

@@ -81,6 +81,28 @@ def mmcv_without_compiled_ops() -> str:
     return 'mmcv.ops imports; a compiled op raises when called'
 
 
+def optimizers_without_transformers() -> str:
+    """mmengine imports transformers, which takes a second or more, to register its Adafactor: now when one is built."""
+    name = 'transformers'
+    if {name, 'mmengine.optim'} & set(sys.modules) or importlib.util.find_spec(name) is None:
+        return ''
+    sys.modules[name] = None  # importing it is an ImportError, as if it were not installed
+    try:
+        from mmengine.optim.optimizer import builder
+    finally:
+        del sys.modules[name]
+
+    def adafactor(params, **options):
+        """transformers' Adafactor."""
+        from transformers import Adafactor
+
+        return Adafactor(params, **options)
+
+    builder.OPTIMIZERS.register_module(name='Adafactor', module=adafactor)
+    builder.TRANSFORMERS_OPTIMIZERS.append('Adafactor')
+    return 'transformers is imported when its Adafactor is built, not with mmengine'
+
+
 def mmpretrain_without_language_models() -> str:
     """With transformers and pycocotools (mmdet needs it) installed, mmpretrain imports its language models, and
     transformers 5 has moved what they inherit from: `mmpretrain.models` and `mmdet.models` die.
@@ -157,6 +179,13 @@ class _Closed:
         return read(file, map_location) if isinstance(file, (str, Path)) else unpickle(file, map_location)
 
 
+def load_from_weights_only(filename: str, map_location=None) -> dict:
+    """The loader of `checkpoints_read_closed`; mmengine says "by ... backend" with what follows `load_from_` here."""
+    from .checkpoints.load import read
+
+    return read(filename, map_location)
+
+
 def checkpoints_read_closed() -> str:
     """mmengine opens checkpoints by torch.load's default, which since torch 2.6 refuses mmengine's own files, and
     which TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns into running whatever they hold. Ours is always weights_only.
@@ -164,12 +193,11 @@ def checkpoints_read_closed() -> str:
     from mmengine.runner import checkpoint
     from mmengine.runner.checkpoint import CheckpointLoader
 
-    from .checkpoints.load import read
-
-    if CheckpointLoader._schemes.get('') is read:
+    loader = load_from_weights_only
+    if CheckpointLoader._schemes.get('') is loader:
         return ''
-    CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), loader=read, force=True)
-    checkpoint.load_from_http = read  # for torchvision://, mmcls:// and the like, which look an address up
+    CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), loader=loader, force=True)
+    checkpoint.load_from_http = loader  # for torchvision://, mmcls:// and the like, which look an address up
     checkpoint.torch = _Closed()  # openmmlab:// and s3:// open files by torch.load
     return 'checkpoints are read with weights_only=True'
 
@@ -187,6 +215,61 @@ def checkpoints_written_whole() -> str:
         return ''
     runner.save_checkpoint = save_checkpoint
     return 'checkpoints appear under their name only when complete'
+
+
+class _Room:
+    """Arrays of one length with as much room again at their ends; `views` are what of them is in use."""
+
+    def __init__(self, views: tuple) -> None:
+        import numpy as np
+
+        self.end = len(views[0])
+        self.arrays = tuple(np.concatenate([view, np.empty(max(self.end, 64))]) for view in views)
+        self.views: tuple = ()
+
+    def holds(self, views: tuple) -> bool:
+        """Whether these are its own, as it left them, and one more fits."""
+        own = len(self.views) == len(views) and all(a is b for a, b in zip(self.views, views))
+        return own and self.end < len(self.arrays[0])
+
+    def append(self, values: tuple, most: int) -> tuple:
+        """The views with a value more each, of which the last `most` are kept."""
+        for array, value in zip(self.arrays, values):
+            array[self.end] = value
+        self.end += 1
+        kept = min(most, len(self.views[0]) + 1 if self.views else self.end)
+        self.views = tuple(array[self.end - kept : self.end] for array in self.arrays)
+        return self.views
+
+
+def histories_grow_in_place() -> str:
+    """mmengine copies the whole history of every scalar at every step: 0.1 ms a scalar after 100,000 steps, 1.5 ms
+    after a million. The arrays get room to grow; what is in them, and what is saved of them, is the same."""
+    import weakref
+
+    from mmengine.logging import HistoryBuffer
+
+    original = HistoryBuffer.update
+    if getattr(original, 'in_place', False):
+        return ''
+    rooms: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # beside the buffers, which are copied and pickled
+
+    @functools.wraps(original)
+    def update(self, log_val, count=1) -> None:
+        views = self._log_history, self._count_history
+        if not all(isinstance(value, (int, float)) for value in (log_val, count)) or any(
+            len(view) == 0 or view.dtype != float for view in views
+        ):
+            original(self, log_val, count)
+            return
+        room = rooms.get(self)
+        if room is None or not room.holds(views):
+            room = rooms[self] = _Room(views)
+        self._log_history, self._count_history = room.append((log_val, count), self.max_length)
+
+    update.in_place = True
+    HistoryBuffer.update = update
+    return 'a training step takes as long after a million steps as after one'
 
 
 def launcher_without_cuda() -> str:
@@ -216,6 +299,11 @@ WORKAROUNDS = (
     Workaround(torchvision_without_compiled_ops, 'torchvision wheel for another build of torch', 'pytorch/vision#8985'),
     Workaround(mmcv_without_compiled_ops, 'mmseg 1.2.2 with mmcv-lite', 'open-mmlab/mmcv#3310'),
     Workaround(
+        optimizers_without_transformers,
+        'mmengine 0.10 with transformers',
+        'no issue; mmengine/optim/optimizer/builder.py register_transformers_optimizers',
+    ),
+    Workaround(
         mmpretrain_without_language_models,
         'mmpretrain 1.2.0 and mmdet with transformers 5',
         'no issue; mmpretrain/models/multimodal/blip/language_model.py',
@@ -224,6 +312,7 @@ WORKAROUNDS = (
     Workaround(collate_without_scope, 'mmengine 0.10', 'no issue; mmengine/runner/runner.py build_dataloader'),
     Workaround(checkpoints_read_closed, 'mmengine 0.10 with torch >= 2.6', 'open-mmlab/mmengine#1655'),
     Workaround(checkpoints_written_whole, 'mmengine 0.10', 'no issue; mmengine/runner/checkpoint.py save_checkpoint'),
+    Workaround(histories_grow_in_place, 'mmengine 0.10', 'no issue; mmengine/logging/history_buffer.py update'),
     Workaround(launcher_without_cuda, 'mmengine 0.10 without CUDA', 'no issue; mmengine/dist/utils.py'),
 )
 ACTIVE: dict[str, str] = {}

@@ -7,13 +7,17 @@ A script names its cases and hands them to `main`, which gives it the command li
 Every candidate lives in a process of its own, with an allocator and threads of its own, and all wait for each other: in
 a round each does its steps once, in an order that turns from round to round. What is compared is the ratio to the
 baseline within a round, so that a machine which slows down slows all of them. With one thread, CPU seconds of the
-process count (another program on the same core does not); with all, seconds of the clock.
+process count (another program on the same core does not, nor do processes that a candidate starts, nor waiting); with
+all, seconds of the clock. How to read a table: benchmarks/README.md.
 """
 
 import argparse
+import builtins
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -22,12 +26,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 GEMM = (1576, 768, 3072)  # a batch of 8 images through the first layer of BEiT-B's MLP
 MIB = 2**20
 PREPARED = 'ready'
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +42,10 @@ class Case:
 
     candidates: {name: make}; make() builds everything and returns the step to be timed.
     baseline: the name of the one that ratios are over; a faster candidate has a ratio above 1.
-    work: what one step does of `unit`, for the rate. flops: of one step, for the share of the matrix rate.
+    work: what one step does of `unit`, for the rate. flops: of one step, for the share of the matrix rate; a dict
+        where candidates reach the same result with fewer.
     bars: {name: (least ratio, over whom)}, as promised.
+    overheads: {name: most ms of a step beyond the baseline's}, as promised.
     env: {name: environment of its process}, on top of the caller's.
     """
 
@@ -46,14 +54,18 @@ class Case:
     baseline: str
     work: float = 1.0
     unit: str = 'steps'
-    flops: float | None = None
+    flops: float | dict[str, float] | None = None
     bars: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
+    overheads: dict[str, float] = dataclasses.field(default_factory=dict)
     env: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+
+    def flops_of(self, name: str) -> float | None:
+        return self.flops.get(name) if isinstance(self.flops, dict) else self.flops
 
 
 @dataclasses.dataclass
 class Timing:
-    """Of one candidate: seconds of a step in every round, and MiB that it took beyond its imports."""
+    """Of one candidate: seconds of a step in every round, and MiB that it took beyond its imports (nan: not known)."""
 
     seconds: list[float]
     memory: float
@@ -64,15 +76,15 @@ class Timing:
 
 
 def matrix_product() -> Callable[[], object]:
-    """The measured limit: fp32 matrix products of the shapes of BEiT-B, and nothing else."""
+    """The measured limit: fp32 matrix products of the shapes of BEiT-B, and nothing else, not even memory for them."""
     import torch
 
     rows, inner, columns = GEMM
-    a, b = torch.randn(rows, inner), torch.randn(columns, inner)
-    return lambda: torch.nn.functional.linear(a, b)
+    a, b, out = torch.randn(rows, inner), torch.randn(columns, inner).T, torch.empty(rows, columns)
+    return lambda: torch.mm(a, b, out=out)
 
 
-def _resident(field: str) -> float:
+def resident(field: str) -> float:
     """MiB of this process now (VmRSS) or at most since the last reset (VmHWM); Linux."""
     try:
         lines = Path('/proc/self/status').read_text().splitlines()
@@ -81,32 +93,65 @@ def _resident(field: str) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     with contextlib.suppress(OSError):  # the peak then includes the imports
         Path('/proc/self/clear_refs').write_text('5')
 
 
+@contextlib.contextmanager
+def _metered_imports() -> Iterator[list[float]]:
+    """A list of one number: MiB that imports take inside; those of a module include all that it imports in turn."""
+    plain, taken, outermost = builtins.__import__, [0.0], [True]
+
+    def metered(*args, **kwargs):
+        if not outermost[0]:
+            return plain(*args, **kwargs)
+        outermost[0], before = False, resident('VmRSS')
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            outermost[0] = True
+            taken[0] += resident('VmRSS') - before
+
+    builtins.__import__ = metered
+    try:
+        yield taken
+    finally:
+        builtins.__import__ = plain
+
+
+def _count(step: Callable[[], object], least: float, clock: Callable[[], float]) -> int:
+    """How many steps take `least` seconds, by the fastest of as many as that takes: the warm-up."""
+    fastest, begun, done = math.inf, time.perf_counter(), 0
+    while done < 2 or time.perf_counter() - begun < least:
+        start = clock()
+        step()
+        fastest, done = min(fastest, clock() - start), done + 1
+    return max(1, round(least / max(fastest, 1e-9))) if fastest > 0 else done
+
+
 def _work(make: Callable[[], Callable[[], object]], least: float) -> None:
     """A candidate's process: build, then do as many steps as take `least` seconds whenever a line comes in."""
-    import torch  # its imports are nobody's memory
-
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # whatever a candidate prints is no answer
+    sys.stdout.reconfigure(line_buffering=True)  # or it would come after the error that ended it
     threads = int(os.environ['OMP_NUM_THREADS'])
-    torch.set_num_threads(threads)
-    before = _resident('VmRSS')
-    step = make()
-    step()
-    step()
-    start = time.perf_counter()
-    step()
-    count = max(1, round(least / max(time.perf_counter() - start, 1e-9)))
-    _reset_peak()
     clock = time.process_time if threads == 1 else time.perf_counter
-    print(PREPARED, flush=True)
+    before = resident('VmRSS')
+    with _metered_imports() as imports:
+        step = make()
+        step()
+    if 'torch' in sys.modules:
+        sys.modules['torch'].set_num_threads(threads)
+    count = _count(step, least, clock)
+    reset_peak()
+    print(PREPARED, file=answers, flush=True)
     for _ in sys.stdin:
         start = clock()
         for _ in range(count):
             step()
-        print(json.dumps(dict(seconds=(clock() - start) / count, memory=_resident('VmHWM') - before)), flush=True)
+        said = dict(seconds=(clock() - start) / count, memory=resident('VmHWM') - before - imports[0])
+        print(json.dumps(said), file=answers, flush=True)
 
 
 class _Process:
@@ -117,7 +162,7 @@ class _Process:
         self.said = None if args.verbose else tempfile.TemporaryFile('w+')  # noqa: SIM115 - closed with it
         threads = '1' if args.threads == '1' else str(len(os.sched_getaffinity(0)))
         self.process = subprocess.Popen(
-            [sys.executable, '-P', sys.argv[0], '--worker', case.name, name, '--seconds', str(args.seconds)],
+            [sys.executable, sys.argv[0], '--worker', case.name, name, '--seconds', str(args.seconds)],
             env={**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, **case.env.get(name, {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -127,9 +172,8 @@ class _Process:
 
     def ready(self) -> bool:
         """Whether it was built; if not, why is printed. A candidate that fails does not take the others along."""
-        for line in self.process.stdout:
-            if line.strip() == PREPARED:
-                return True
+        if self.process.stdout.readline().strip() == PREPARED:
+            return True
         print(f'  {self.name}: could not be built: {self.last_words()}', file=sys.stderr)
         return False
 
@@ -139,35 +183,50 @@ class _Process:
         self.said.seek(0)
         return (self.said.read().strip().splitlines() or ['no word'])[-1]
 
-    def round(self) -> dict:
-        self.process.stdin.write('go\n')
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith('{'):
+    def round(self) -> dict | None:
+        """What it says of its steps; None, and why is printed, where it has ended in the middle."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write('go\n')
+            self.process.stdin.flush()
+            if line := self.process.stdout.readline():
                 return json.loads(line)
-        raise RuntimeError(f'{self.name} ended in the middle: {self.last_words()}')
+        print(f'  {self.name}: ended in the middle: {self.last_words()}', file=sys.stderr)
+        return None
 
     def end(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
+def turn(names: Sequence[T], number: int) -> list[T]:
+    """The order of round `number`: every second one is that before it backwards, every pair starts with another.
+
+    So nobody is always first or always after the same neighbour, and a drift of the machine cancels out.
+    """
+    start = number // 2 % len(names)
+    order = [*names[start:], *names[:start]]
+    return order if number % 2 == 0 else order[::-1]
+
+
 def measure(case: Case, args: argparse.Namespace) -> dict[str, Timing]:
-    """Timings of all candidates that could be built, and of the matrix product where flops are known."""
+    """Timings of the candidates that were built and went through, and of the matrix product where flops are known."""
     names = [*case.candidates, *(['GEMM'] if case.flops else [])]
     processes = []
     try:
+        alive = []
         for name in names:
-            process = _Process(case, name, args)
-            processes.append(process)  # one after the other: building is not timed, and should not disturb
-            process.alive = process.ready()
-        alive = [process for process in processes if process.alive]
+            processes.append(_Process(case, name, args))  # one after the other: building should not disturb
+            if processes[-1].ready():
+                alive.append(processes[-1])
         timings = {process.name: Timing([], 0.0) for process in alive}
         for number in range(args.rounds):
-            turn = number % len(alive)
-            order = alive[turn:] + alive[:turn]
-            for process in order if number % 2 == 0 else reversed(order):
+            for process in turn(alive, number) if alive else ():
                 said = process.round()
+                if said is None:
+                    alive.remove(process)
+                    del timings[process.name]
+                    continue
                 timings[process.name].seconds.append(said['seconds'])
                 timings[process.name].memory = max(timings[process.name].memory, said['memory'])
         return timings
@@ -181,36 +240,88 @@ def ratios(timings: dict[str, Timing], name: str, over: str) -> list[float]:
     return [b / a for a, b in zip(timings[name].seconds, timings[over].seconds, strict=True)]
 
 
-def table(case: Case, timings: dict[str, Timing], markdown: bool) -> str:
-    """Median step, rate, ratio with its quartiles, memory, share of the matrix rate; then what was promised."""
+def spread(found: Sequence[float]) -> tuple[float, float] | None:
+    """Lower and upper quartile, both within what was found; None of a single round, which has no spread."""
+    if len(found) < 2:
+        return None
+    low, _, high = statistics.quantiles(found, n=4, method='inclusive')
+    return low, high
+
+
+def table(
+    case: Case,
+    timings: dict[str, Timing],
+    markdown: bool,
+    limit: float | None = None,
+    more: dict[str, dict[str, str]] | None = None,
+) -> str:
+    """Median step, rate, ratio with its quartiles, memory, share of the matrix rate; then what was promised.
+
+    limit: the matrix rate (FLOP/s); without one, that of the candidate GEMM, round by round.
+    more: {heading: {candidate: cell}} of further columns.
+    """
+    timings, product = dict(timings), timings.get('GEMM')
+    timings.pop('GEMM', None)
     header = ['candidate', 'ms a step', f'{case.unit}/s', f'ratio to {case.baseline}', 'quartiles', 'MiB']
-    limit = None
-    if case.flops and 'GEMM' in timings:
-        rows, inner, columns = GEMM
-        limit = 2.0 * rows * inner * columns / timings['GEMM'].median
-        header.append('of matrix rate')
+    rates = None
+    if product is not None:
+        rates = [2.0 * math.prod(GEMM) / seconds for seconds in product.seconds]
+        limit = statistics.median(rates)
+    shared = case.flops and limit
+    header += ['of matrix rate'] * bool(shared) + [*(more or {})]
     lines = []
     for name, timing in timings.items():
-        if name == 'GEMM':
-            continue
-        found = ratios(timings, name, case.baseline) if case.baseline in timings else [float('nan')]
-        low, _, high = statistics.quantiles(found, n=4) if len(found) > 1 else (found[0],) * 3
+        found = ratios(timings, name, case.baseline) if case.baseline in timings else []
+        between = spread(found)
         cells = [name, f'{1e3 * timing.median:.4g}', f'{case.work / timing.median:.4g}']
-        cells += [f'{statistics.median(found):.2f}', f'{low:.2f} to {high:.2f}', f'{timing.memory:.0f}']
-        if limit:
-            cells.append(f'{100 * case.flops / timing.median / limit:.0f} %')
-        lines.append(cells)
-    said = [f'{case.name}' + (f' (matrix products: {limit / 1e9:.0f} GFLOP/s)' if limit else '')]
-    said += _aligned(header, lines, markdown)
+        cells.append(f'{statistics.median(found):.2f}' if found else '-')
+        cells.append('{:.2f} to {:.2f}'.format(*between) if between else '-')
+        cells.append('-' if math.isnan(timing.memory) else f'{timing.memory:.0f}')
+        if shared:
+            flops, over = case.flops_of(name), rates or [limit] * len(timing.seconds)
+            shares = [flops / s / r for s, r in zip(timing.seconds, over, strict=True)] if flops else []
+            cells.append(f'{100 * statistics.median(shares):.0f} %' if shares else '-')
+        lines.append(cells + [column.get(name, '-') for column in (more or {}).values()])
+    said = [f'{case.name}' + (f' (matrix products: {limit / 1e9:.0f} GFLOP/s)' if shared else '')]
+    said += aligned(header, lines, markdown)
+    said += [f'{name}: not measured' for name in case.candidates if name not in timings]
+    return '\n'.join(said + verdicts(case, timings))
+
+
+def verdicts(case: Case, timings: dict[str, Timing]) -> list[str]:
+    """A line for each promise: reached, or short by how much; and whether it lies within the spread of the rounds."""
+    said = []
     for name, (least, over) in case.bars.items():
-        if name in timings and over in timings:
-            found = statistics.median(ratios(timings, name, over))
-            verdict = 'reached' if found >= least else f'SHORT by {100 * (1 - found / least):.0f} %'
-            said.append(f'{name} over {over}: {found:.2f}x, promised {least:.2f}x: {verdict}')
-    return '\n'.join(said)
+        if name not in timings or over not in timings:
+            said.append(f'{name} over {over}: promised {least:.2f}x: NOT MEASURED')
+            continue
+        found = ratios(timings, name, over)
+        middle = statistics.median(found)
+        verdict = 'reached' if middle >= least else f'SHORT by {100 * (1 - middle / least):.2g} %'
+        verdict += _doubt(found, least)
+        said.append(f'{name} over {over}: {middle:.2f}x, promised {least:.2f}x: {verdict}')
+    for name, most in case.overheads.items():
+        if name not in timings or case.baseline not in timings:
+            said.append(f'{name} beyond {case.baseline}: promised at most {most:g} ms a step: NOT MEASURED')
+            continue
+        pairs = zip(timings[name].seconds, timings[case.baseline].seconds, strict=True)
+        found = [1e3 * (own - base) for own, base in pairs]
+        middle = statistics.median(found)
+        verdict = 'reached' if middle <= most else f'SHORT by {middle - most:.2g} ms'
+        verdict += _doubt(found, most)
+        said.append(f'{name} beyond {case.baseline}: {middle:.2f} ms a step, promised at most {most:g}: {verdict}')
+    return said
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
+def _doubt(found: Sequence[float], promised: float) -> str:
+    """What to add to a verdict that another run may turn round."""
+    between = spread(found)
+    if between is None:
+        return ', in a single round'
+    return ', within the spread of the rounds' if between[0] < promised < between[1] else ''
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
     if markdown:
         marked = [f'| {" | ".join(row)} |' for row in (header, ['---'] * len(header), *rows)]
         return ['', *marked, '']
@@ -223,30 +334,33 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: boo
 
 def machine() -> str:
     """The processor, the number of its cores that are ours, and versions, in a line."""
-    import torch
-
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path('/proc/cpuinfo').read_text().splitlines()
         model = next(line.split(':', 1)[1].strip() for line in lines if line.startswith('model name'))
-    return (
-        f'{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch {torch.__version__}'
-    )
+    cores, torch = len(os.sched_getaffinity(0)), importlib.metadata.version('torch')
+    return f'{model}, {cores} cores, Python {platform.python_version()}, torch {torch}'
 
 
-def main(description: str, cases: Sequence[Case]) -> None:
-    """The command line of a script: times its cases and prints a table each."""
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text}: at least 1')
+    return int(text)
+
+
+def main(description: str, cases: Sequence[Case], arguments: Sequence[str] | None = None) -> None:
+    """The command line of a script: times its cases and prints a table each. Arguments: by default sys.argv's."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--only', nargs='+', metavar='WORD', help='cases whose name holds all of these words')
     parser.add_argument('--without', nargs='+', default=[], metavar='NAME', help='candidates to leave out')
     parser.add_argument('--threads', choices=('1', 'all'), default='1')
-    parser.add_argument('--rounds', type=int, default=9, help='default 9')
+    parser.add_argument('--rounds', type=_positive, default=9, help='default 9')
     parser.add_argument('--seconds', type=float, default=0.6, help='that a candidate works in a round (default 0.6)')
     parser.add_argument('--markdown', action='store_true', help='tables in Markdown')
     parser.add_argument('--list', action='store_true', help='say the cases and their candidates, and time nothing')
     parser.add_argument('--verbose', action='store_true', help='show what the candidates print')
     parser.add_argument('--worker', nargs=2, metavar=('CASE', 'CANDIDATE'), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.worker:
         case, name = args.worker
         makers = {**next(c for c in cases if c.name == case).candidates, 'GEMM': matrix_product}
@@ -259,7 +373,8 @@ def main(description: str, cases: Sequence[Case]) -> None:
         print('\n'.join(f'{case.name}: {", ".join(case.candidates)}' for case in chosen))
         return
     counted = 'CPU seconds, one thread' if args.threads == '1' else 'seconds of the clock, all threads'
-    print(f'{machine()}\n{args.rounds} rounds of {args.seconds:g} s; {counted}; medians\n', flush=True)
+    print(f'{machine()}, load {os.getloadavg()[0]:.1f} before')
+    print(f'{args.rounds} rounds of {args.seconds:g} s; {counted}; medians\n', flush=True)
     for case in chosen:
         kept = {name: make for name, make in case.candidates.items() if name not in args.without}
         case = dataclasses.replace(case, candidates=kept)

@@ -1,5 +1,6 @@
 """Shared by the tests: one thread per worker (pytest-xdist runs two), and the repository's root as working folder."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import beit_mm.engine
 import beit_mm.models  # noqa: F401  (registers)
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / 'tools'))  # where a door finds _door.py when it is a command
 
 
 @pytest.fixture(autouse=True)

@@ -207,13 +207,8 @@ def test_flops_are_counted_with_plain_attention():
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore:.*torch.jit.trace.*:DeprecationWarning')
-@pytest.mark.parametrize(
-    ('size', 'fused'),
-    [
-        ((64, 96), True),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [((64, 64), True), ((64, 96), False)]),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(('size', 'fused'), [((64, 96), True), ((64, 64), True), ((64, 96), False)])
 def test_export_keeps_the_numbers(size, fused):
     """By torch.export, by a trace, and compiled (without a break in the graph at the table's own size)."""
     torch._dynamo.reset()

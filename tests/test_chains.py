@@ -11,7 +11,7 @@ from test_configs import LEAVES, ROOT
 from beit_mm.checkpoints.fit import fit
 from beit_mm.checkpoints.load import CheckpointError
 from beit_mm.engine.checkpointing import preprocessing_of
-from beit_mm.engine.configs import load_config
+from beit_mm.engine.configs import ConfigError, load_config
 from beit_mm.engine.launch import prepare
 
 STARTS = {path: re.search(r"^(?:pretrained|tokenizer_checkpoint) = '(work_dirs/.*)'$", (ROOT / path).read_text(), re.M)
@@ -68,6 +68,14 @@ def test_the_backbone_fits_and_sees_the_same_images(path):
         return
     for key in ('mean', 'std'):
         assert preprocessing_of(stage)[key] == preprocessing_of(config)[key]
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')])
+def test_a_launcher_that_started_nothing_is_refused(launcher, variable, tmp_path, monkeypatch):
+    monkeypatch.delenv(variable, raising=False)
+    config = load_config(next(path for path in WEIGHTS if 'in1k-384' in path.name))
+    with pytest.raises(ConfigError, match=f'--launcher {launcher}: {variable} is not set'):
+        prepare(config, work_dir=str(tmp_path), launcher=launcher)
 
 
 def test_a_missing_stage_is_named_with_its_command(tmp_path):

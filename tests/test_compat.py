@@ -1,11 +1,17 @@
 """compat.py and registry.py: applied once, undone by nothing, and the promises to OpenMMLab users' configs."""
 
+import copy
+import pickle
+
 import mmengine
 import mmpretrain.registry
 import mmseg.registry
+import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS, OPTIMIZERS, DefaultScope
 from mmengine.runner import Runner
 
 from beit_mm import compat
@@ -21,7 +27,6 @@ def test_every_workaround_is_idempotent():
 def test_mmseg_imports_and_a_missing_op_says_what_to_install():
     import mmcv.ops
     import mmseg.models  # noqa: F401
-    import torch
 
     if 'mmcv_without_compiled_ops' in compat.ACTIVE:
         with pytest.raises(RuntimeError, match=f'pip install mmcv=={mmcv.__version__}'):
@@ -112,3 +117,37 @@ def test_a_data_loader_inherited_by_package_collates(tmp_path):
     batch = next(iter(Runner.build_dataloader(loader, seed=0)))
     assert batch['tokens_view'].shape == (2, 1, 32, 32)
     assert batch['tokens_view'].float().std() > 1
+
+
+def test_adafactor_is_that_of_transformers():
+    transformers = pytest.importorskip('transformers')
+    weights = [torch.nn.Parameter(torch.ones(3))]
+    made = OPTIMIZERS.build(dict(type='Adafactor', params=weights, lr=1e-3, relative_step=False))
+    assert type(made) is transformers.Adafactor
+    assert made.defaults['lr'] == 1e-3
+
+
+@pytest.mark.parametrize('most', [1000, 7])
+def test_histories_that_grow_in_place_are_those_of_mmengine(most):
+    """Against its own update, with copies, pickles and somebody who cuts the history in between."""
+    plain = HistoryBuffer.update.__wrapped__
+    ours, theirs = HistoryBuffer(max_length=most), HistoryBuffer(max_length=most)
+    values = np.random.default_rng(0).normal(size=300).tolist()
+    for i, value in enumerate(values):
+        before, kept = ours.data[0], ours.data[0].copy()
+        ours.update(value, 1 + i % 3)
+        plain(theirs, value, 1 + i % 3)
+        assert before.tolist() == kept.tolist()  # what was handed out does not change
+        for mine, its in zip(ours.data, theirs.data, strict=True):
+            assert mine.dtype == its.dtype
+            assert mine.tolist() == its.tolist()
+        if i == 100:
+            ours = copy.deepcopy(ours)
+        if i == 150:
+            ours = pickle.loads(pickle.dumps(ours))
+        if i == 200:
+            for buffer in (ours, theirs):
+                buffer._log_history, buffer._count_history = buffer._log_history[:5], buffer._count_history[:5]
+    assert ours.mean(20) == theirs.mean(20)
+    with pytest.raises(TypeError, match='log_val must be int or float'):
+        ours.update('1')

@@ -12,11 +12,12 @@ import pytest
 import torch
 from scenes import on_scenes
 
-from beit_mm.checkpoints.load import read
+from beit_mm.checkpoints.load import read, write
 from beit_mm.data.datasets import CIFAR10, CIFAR100
 from beit_mm.data.export import export
 from beit_mm.engine.configs import load_config
 from beit_mm.engine.launch import evaluate, run
+from beit_mm.engine.token_maker import make
 from beit_mm.registry import MODELS
 
 pytestmark = pytest.mark.usefixtures('no_pretty_printing')
@@ -145,6 +146,20 @@ def tiny(path: Path, folders: Path) -> dict:
                 options.update(tiny_loader(f'custom_hooks.{i}.{name}', hook[name], 8, folders))
     if config.model.get('target', {}).get('checkpoint'):
         options['model.target.checkpoint'] = None
+    if config.get('token_cache'):
+        options.update(with_cache(path, options, folders / 'tokens'))
+    return options
+
+
+def with_cache(path: Path, options: dict, folder: Path) -> dict:
+    """Of a recipe with cached tokens: the weights of a tokenizer, and two views of each image by it."""
+    at = 'train_dataloader.dataset.pipeline.0'
+    options = {**options, f'{at}.cache': str(folder / path.stem), f'{at}.views': 2}
+    tokenizer = MODELS.build(load_config(path, copy.deepcopy(options)).model.target.tokenizer)
+    folder.mkdir(exist_ok=True)
+    write(dict(state_dict=tokenizer.state_dict()), folder / f'{path.stem}.pth')
+    options['model.target.checkpoint'] = str(folder / f'{path.stem}.pth')
+    make(load_config(path, copy.deepcopy(options)), jobs=0)
     return options
 
 

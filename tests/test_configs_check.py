@@ -95,6 +95,7 @@ def test_a_missing_file_gets_the_nearest_names():
         ({'model.backbone.drop_path': 0.2}, ['no `drop_path` in model.backbone', '`model.backbone.drop_path_rate`']),
         ({'train_dataloader.batchsize': 2}, ['no `batchsize`', '`train_dataloader.batch_size`']),
         ({'train_dataloader.dataset.pipeline.99.size': 2}, ['is a list of', "'99' is no index of it"]),
+        ({'train_dataloader.dataset.num_images': 2}, ['no `num_images`', 'there are', ' length, ']),
         ({'randomness.sed': 2}, ['no `sed` in randomness', '`randomness.seed`']),
         ({'model.backbone.arch.embed_dims.x': 2}, ['model.backbone.arch.embed_dims=96 has no keys']),
         ({'model.backbone.img_size': 64, 'model.backbone.typ': 'x'}, ['`typ`', '`model.backbone.type`']),

@@ -195,7 +195,7 @@ def test_official_weights_and_logits(name):
         neck = ViTPyramid(meta['embed_dim']).eval()
         neck.load_state_dict({k[5:]: v for k, v in converted.items() if k.startswith('neck.')})
         for i, feature in enumerate(neck(backbone(io['image']))):
-            torch.testing.assert_close(feature, io[f'feature_{i}'], atol=1e-5, rtol=0)
+            torch.testing.assert_close(feature, io[f'feature_{i}'], atol=1e-5, rtol=1e-6)  # of up to 10
         return
     head = 'head.cls_head' if masked else 'head.fc'
     side = meta['img_size'] // meta['patch_size']

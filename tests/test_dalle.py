@@ -143,3 +143,23 @@ def test_decoder_by_hand():
             x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     stats = conv(x.relu(), 'output.conv')
     torch.testing.assert_close(decoder.decode(tokens), ((torch.sigmoid(stats[:, :3]) - 0.1) / 0.8).clamp(0, 1))
+
+
+def test_encoder_by_hand_and_its_gradient():
+    """With the official two blocks a group: bit-equal to OpenAI's formula, whose gain is then a power of two."""
+    encoder = Encoder(n_hid=8, vocab_size=16, n_blk_per_group=2)
+    image = torch.rand(2, 3, 16, 24, requires_grad=True)
+    x = encoder.blocks.input(image)
+    for group in range(1, 5):
+        for block in (1, 2):
+            part = encoder.blocks.get_submodule(f'group_{group}.block_{block}')
+            inside = x
+            for i in range(1, 5):
+                inside = part.res_path.get_submodule(f'conv_{i}')(inside.relu())
+            x = part.id_path(x) + 1 / 8**2 * inside
+        x = torch.nn.functional.max_pool2d(x, 2) if group < 4 else x
+    expected = encoder.blocks.output.conv(x.relu())
+    assert torch.equal(encoder(image), expected)
+    weights = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad((out * weights).sum(), image)[0] for out in (encoder(image), expected))
+    torch.testing.assert_close(ours, theirs)

@@ -1,6 +1,8 @@
 """data/loading.py: what every kind of image file becomes, in numbers, and what happens to damaged ones."""
 
+import importlib.util
 import io
+from pathlib import Path
 
 import mmcv.transforms
 import numpy as np
@@ -196,3 +198,48 @@ def test_skips_are_listed(tmp_path):
     assert [path for path, _ in listed] == [str(tmp_path / name) for name in ('bad.jpg', 'none.jpg', 'bad.jpg')]
     assert 'not a readable image' in listed[0][1]
     assert 'No such file' in listed[1][1]
+
+
+@pytest.mark.parametrize('decoder', ['opencv', 'simplejpeg', 'auto'])
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_other_decoders_give_the_same_pixels(save, decoder, mode):
+    """Grey, colour and CMYK, whole chroma and shared, baseline and progressive, and turned by EXIF: not one differs."""
+    if decoder == 'simplejpeg':
+        pytest.importorskip('simplejpeg')
+    picture = Image.fromarray(RNG.integers(0, 256, (61, 83, 3), dtype=np.uint8)).convert(mode)
+    turned = picture.getexif()
+    turned[0x0112] = 6  # orientation: 90 degrees
+    for number, options in enumerate(
+        [dict(quality=92), dict(quality=100, subsampling=0), dict(quality=50, progressive=True), dict(exif=turned)]
+    ):
+        path = save(f'{number}.jpg', picture, **options)
+        expected = LoadImage().read(path)
+        for order, step in (('rgb', 1), ('bgr', -1)):
+            image = LoadImage(decoder=decoder, channel_order=order).read(path)
+            assert image.flags.c_contiguous
+            np.testing.assert_array_equal(image[..., ::step], expected, err_msg=str(options))
+    grey = [LoadImage(color_type='grayscale', decoder=name).read(path) for name in (decoder, 'pillow')]
+    np.testing.assert_array_equal(*grey)  # Pillow's: what the file holds as luminance is another grey
+
+
+@pytest.mark.parametrize('decoder', ['opencv', 'simplejpeg'])
+def test_other_decoders_refuse_a_jpeg_that_was_cut_off(save, decoder):
+    if decoder == 'simplejpeg':
+        pytest.importorskip('simplejpeg')
+    path = save('cut.jpg', Image.fromarray(RGB))
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[:-40])
+    with pytest.raises(UnreadableImage, match=r'cut\.jpg: not a readable image \(.*truncated'):
+        LoadImage(decoder=decoder).read(path)
+    Path(path).write_bytes(content + b'\0\0')  # more than the image: Pillow's business
+    np.testing.assert_array_equal(LoadImage(decoder=decoder).read(path), LoadImage().read(path))
+
+
+def test_decoders_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    assert LoadImage(decoder='auto').decoder == 'opencv'
+    with pytest.raises(ValueError, match="decoder='simplejpeg' needs a package that is not installed: pip install"):
+        LoadImage(decoder='simplejpeg')
+    with pytest.raises(ValueError, match="decoder='turbo' is none of pillow, opencv, simplejpeg, auto"):
+        LoadImage(decoder='turbo')
+    assert LoadImage().decoder == 'pillow'

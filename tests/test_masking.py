@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from official import DATA
 
+from beit_mm.ops import masking
 from beit_mm.ops.masking import blockwise_mask, random_mask
 
 STATS = json.loads((DATA / 'blockwise_mask_stats.json').read_text())
@@ -85,6 +86,53 @@ def test_same_generator_same_mask_and_no_endless_loop():
     assert full.sum() <= 196
     with pytest.raises(ValueError, match=r'num_masked=200 must be in 1\.\.196'):
         blockwise_mask(np.random.default_rng(0), (14, 14), 200)
+
+
+@pytest.mark.parametrize(
+    ('grid', 'wanted', 'options'),
+    [
+        ((14, 14), 75, {}),
+        ((14, 14), 75, dict(max_block=20, min_aspect=0.5)),
+        ((14, 14), 196, {}),  # mostly more words than are fetched
+        ((8, 8), 26, dict(min_block=4)),
+        ((7, 21), 60, {}),
+        ((32, 32), 410, {}),
+        ((3, 14), 12, dict(min_block=2)),
+        ((4, 4), 16, {}),  # nothing fits
+    ],
+)
+def test_bits_are_the_algorithm_call_by_call(grid, wanted, options, monkeypatch):
+    """Same masks from the same generator, which is left as it would be: seeds mean what they meant."""
+    law = (wanted, options.get('min_block', 16), options.get('max_block', wanted))
+    slope = math.log(options.get('min_aspect', 0.3))
+    calls = []
+    plain = masking._from_calls
+    monkeypatch.setattr(masking, '_from_calls', lambda *args: calls.append(1) or plain(*args))
+    ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
+    for draw in range(300):
+        mask = blockwise_mask(ours, grid, wanted, **options)
+        assert mask.dtype == bool
+        assert mask.flags.writeable
+        np.testing.assert_array_equal(mask, plain(theirs, grid, *law, slope))
+        assert ours.random() == theirs.random()
+        if draw in (100, 200):  # half a word is left over, and taken first by what is drawn next
+            assert ours.integers(10) == theirs.integers(10)
+    assert len(calls) >= 100
+    assert (len(calls) < 110) == (wanted != 196)
+
+
+def test_other_generators_and_integers_to_be_drawn_again():
+    """numpy's Lemire draws an integer again where the product's lower half is tiny: left to numpy itself."""
+    ours, theirs = (np.random.Generator(np.random.MT19937(3)) for _ in range(2))
+    for _ in range(20):
+        expected = masking._from_calls(theirs, (14, 14), 75, 16, 75, math.log(0.3))
+        np.testing.assert_array_equal(blockwise_mask(ours, (14, 14), 75), expected)
+    law = ((14, 14), 20, 16, 20, math.log(0.3))
+    words = [2**63, 2**63, 3 << 61 | 2**20] * 30  # 4 x 4 patches, then 3 x 3, more than the 4 still wanted
+    bits, used = masking._from_words(words, *law)
+    assert (bits.bit_count(), used) == (16, 33)
+    assert masking._from_words([2**63, 2**63, 3 << 61, *words], *law) == (0, 0)  # its lower half is 0
+    assert masking._from_words(words[:32], *law) == (0, 0)
 
 
 def test_random_mask_is_exact_and_uniform():

@@ -123,6 +123,44 @@ def test_values_that_nobody_named(array, values, said):
         to_classes(array, values, 'm.png')
 
 
+@pytest.mark.parametrize('shifted', [False, True])
+@pytest.mark.parametrize('chosen', [None, {0: 1, 1: 255, 2: 0, 3: 2, 4: 255}, {0: 1, 1: -1, 2: 0, 3: 2, 4: -1}])
+@pytest.mark.parametrize(('values', 'ignored'), [(None, ()), ((7, 3, 250), (9, 0))])
+def test_the_table_is_the_arithmetic(tmp_path, monkeypatch, shifted, chosen, values, ignored):
+    """Masks of 8 bits go through a table of 256 values: the same classes, and the same words for what is refused."""
+    meaning = dict(label_map=chosen, reduce_zero_label=shifted, mask_values=values, ignored_values=ignored)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for pool in ([0, 1, 2, 255], [3, 7, 250, 9, 0, 255], [1, 2, 4, 5], [0, 6], list(range(256)), [255], [3]):
+        path = save(tmp_path / 'm.png', rng.choice(pool, (11, 13)).astype(np.uint8))
+        sample = dict(seg_map_path=path, num_classes=5, **meaning)
+        found = []
+        for transform in (LoadMask(), LoadMask()):
+            try:
+                found.append(transform(dict(sample))['gt_seg_map'])
+            except MaskError as error:
+                found.append(str(error))
+            monkeypatch.setattr(LoadMask, '_by_table', lambda self, mask, results: None)
+        monkeypatch.undo()
+        refused += isinstance(found[0], str)
+        assert type(found[0]) is type(found[1])
+        np.testing.assert_array_equal(*found)
+        if not isinstance(found[0], str):
+            assert found[0].dtype == np.uint8
+            assert found[0].flags.writeable
+    assert 1 <= refused <= 5
+
+
+def test_one_transform_reads_for_two_data_sets(tmp_path):
+    """mmengine's ConcatDataset may share a pipeline: a table is of the data set's numbers, not of the first seen."""
+    path, transform = save(tmp_path / 'm.png', grid([1, 2], [2, 1])), LoadMask()
+    for shifted, expected in ((False, grid([1, 2], [2, 1])), (True, grid([0, 1], [1, 0]))):
+        sample = dict(seg_map_path=path, reduce_zero_label=shifted, num_classes=3)
+        np.testing.assert_array_equal(transform(sample)['gt_seg_map'], expected)
+    with pytest.raises(MaskError, match='holds 2; 2 classes have ids 0 to 1'):
+        transform(dict(seg_map_path=path, num_classes=2))
+
+
 def test_kinds_of_files(tmp_path):
     ids = np.array([[0, 1, 2], [3, 4, 5]], np.uint8)
     palette = Image.fromarray(ids, mode='P')
@@ -132,7 +170,9 @@ def test_kinds_of_files(tmp_path):
     save(tmp_path / 'bits.png', ids > 2)
     np.save(tmp_path / 'array.npy', ids.astype(np.int32))
     save(tmp_path / 'mask.tif', ids)
-    for name in ('palette.png', 'array.npy', 'mask.tif'):
+    save(tmp_path / 'grey.png', ids)
+    Image.fromarray(ids).save(tmp_path / 'clear.png', transparency=3)
+    for name in ('palette.png', 'array.npy', 'mask.tif', 'grey.png', 'clear.png'):
         np.testing.assert_array_equal(read_mask(str(tmp_path / name)), ids)  # the index, not the colour
     np.testing.assert_array_equal(read_mask(str(tmp_path / 'deep.png')), ids.astype(int) * 300)
     np.testing.assert_array_equal(read_mask(str(tmp_path / 'bits.png')), ids > 2)
@@ -144,6 +184,11 @@ def test_kinds_of_files(tmp_path):
     (tmp_path / 'cut.png').write_bytes((tmp_path / 'deep.png').read_bytes()[:40])
     with pytest.raises(UnreadableImage, match=r'cut\.png: not a readable mask'):
         read_mask(str(tmp_path / 'cut.png'))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    short = Path(save(tmp_path / 'short.png', noise))
+    short.write_bytes(short.read_bytes()[:2000])
+    with pytest.raises(UnreadableImage, match=r'short\.png: not a readable mask \(.*truncated'):
+        read_mask(str(tmp_path / 'short.png'))
     with pytest.raises(FileNotFoundError):
         read_mask(str(tmp_path / 'none.png'))
 

@@ -77,6 +77,29 @@ def test_equals_torchmetrics(ignored):
     assert ours['mIoU'] == pytest.approx(100 * float(macro(guess, truth)), rel=1e-6)
 
 
+@pytest.mark.parametrize('classes', [4, 150, 256, 300])
+@pytest.mark.parametrize('ignore', [255, 0, -1, 1000])
+def test_areas_are_mmsegs(classes, ignore):
+    """For classes that a byte tells apart, for more, and for each kind of id to ignore."""
+    rng = torch.Generator().manual_seed(classes)
+    truth = torch.randint(0, classes, (61, 47), generator=rng)
+    guess = torch.where(torch.rand(truth.shape, generator=rng) < 0.5, truth, truth.flip(0))
+    truth[:7], guess[3:5] = ignore, min(ignore % 256, classes - 1)
+    hits, _, predicted, there = MMSegIoU.intersect_and_union(guess, truth, classes, ignore)
+    for kind in (torch.int64, torch.uint8) if max(classes - 1, ignore) < 256 and ignore >= 0 else (torch.int64,):
+        found = metrics.areas(guess.to(kind), truth.to(kind), classes, ignore)
+        assert found.dtype == torch.int64
+        assert found.tolist() == torch.stack([hits, there, predicted]).long().tolist()
+    assert found[1].sum() < truth.numel()
+
+
+def test_what_is_predicted_at_ignored_pixels_is_not_looked_at():
+    truth = torch.tensor([[0, 1, 255, 255]])
+    for guess in (200, 4, -7, 3000):
+        found = metrics.areas(torch.tensor([[0, 0, guess, 1]]), truth, 4)
+        assert found.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [2, 0, 0, 0]]
+
+
 def test_counts_are_exact_where_float32_is_not():
     """2**24 + 1 pixels of a class: mmseg adds up in float32, which has no such number."""
     side = 2**12
@@ -132,7 +155,9 @@ def test_predictions_are_written_as_ade20ks_server_wants_them(tmp_path, reduced)
     [
         (lambda s: s['gt_sem_seg']['data'].fill_(4), r'x\.png: holds class 4, and there are 4 classes \(0\.\.3'),
         (lambda s: s['gt_sem_seg']['data'].fill_(-1), r'x\.png: holds class -1'),
+        (lambda s: s['gt_sem_seg']['data'].fill_(700), r'x\.png: holds class 700'),
         (lambda s: s['pred_sem_seg']['data'].fill_(9), r'x\.png: was predicted as class 9'),
+        (lambda s: s['pred_sem_seg']['data'].fill_(256), r'x\.png: was predicted as class 256'),
         (lambda s: s['pred_sem_seg'].update(data=torch.zeros(1, 9, 8)), r'x\.png: its mask is \(9, 7\) .*\(9, 8\)'),
     ],
 )

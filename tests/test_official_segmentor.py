@@ -87,7 +87,7 @@ def test_features_are_the_goldens(official, data):
     model = init_model(config(data), official)
     with torch.no_grad():
         for i, feature in enumerate(model.extract_feat(io['image'])):
-            torch.testing.assert_close(feature, io[f'feature_{i}'], atol=1e-5, rtol=0)
+            torch.testing.assert_close(feature, io[f'feature_{i}'], atol=1e-5, rtol=2e-6)  # features reach 10
     assert model.dataset_meta['classes'][7] == 'class 7'
 
 

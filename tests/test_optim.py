@@ -10,12 +10,13 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
 from mmpretrain.engine.optimizers.layer_decay_optim_wrapper_constructor import LearningRateDecayOptimWrapperConstructor
 from official import DATA, ours
-from test_accumulation import MODEL
+from test_accumulation import MODEL, ragged
 from test_pretrain import classifier, segmentor
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from beit_mm.engine.optim import describe, layer_decay_table
+from beit_mm.engine.amp import AmpOptimWrapper
+from beit_mm.engine.optim import build_optimizer, describe, layer_decay_table
 from beit_mm.models import MaskedImageModel
 from beit_mm.models.backbone import BEiTViT
 
@@ -310,3 +311,143 @@ def test_the_floor_is_scaled_with_the_layer():
     top, low = annealed(eta_min=1e-6)
     assert 1e-6 < top < 2e-6
     assert low > 9e-7  # from 1e-7
+
+
+SAME = 1e-6  # of a tensor's largest value: what a fused kernel may differ by
+
+
+def assert_same(model, other, after):
+    for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert (a - b).abs().max() <= SAME * a.abs().max(), f'{name}, {after}'
+
+
+def in_both_forms(model):
+    """The model and a copy of it, with wrappers that clip: one's AdamW is the loop, the other's what a config gets."""
+    models = [model, copy.deepcopy(model)]
+    clip = dict(clip_grad=dict(max_norm=0.5))
+    wrappers = [
+        build({**CONFIG, **clip, 'optimizer': {**CONFIG['optimizer'], **form}}, one)
+        for one, form in zip(models, ({'fused': False}, {}), strict=True)
+    ]
+    forms = [{bool(group['fused']) for group in wrapper.optimizer.param_groups} for wrapper in wrappers]
+    assert forms == [{False}, {True}]
+    return models, wrappers
+
+
+@pytest.mark.parametrize('variant', ['beit', 'beit_plus'])
+@pytest.mark.parametrize('amp', [False, True])
+def test_fused_adamw_is_the_loop(variant, amp):
+    """Masked image modeling with ragged masks, clipped: thirty steps, and weights that are swapped in between, as EMA
+    swaps them."""
+    torch.manual_seed(0)
+    models, wrappers = in_both_forms(
+        MaskedImageModel(**{**MODEL, 'backbone': dict(MODEL['backbone'], variant=variant)})
+    )
+    if amp:
+        wrappers = [AmpOptimWrapper(optimizer=w.optimizer, clip_grad=dict(max_norm=0.5)) for w in wrappers]
+    steps = 1 if amp else 30  # a weight rounded to bfloat16 the other way is no longer the optimizer's
+    for step in range(steps):
+        batch = ragged([5, 5] if step % 2 else [3, 9, 1, 16])
+        for model, wrapper in zip(models, wrappers, strict=True):
+            with wrapper.optim_context(model):
+                losses = model.loss(batch)
+            wrapper.update_params(model.parse_losses(losses)[0])
+            if step % 10 == 5:
+                kept = [p.data for p in model.parameters()]
+                for p in model.parameters():
+                    p.data = torch.zeros_like(p)
+                for p, data in zip(model.parameters(), kept, strict=True):
+                    p.data = data.clone()
+        assert_same(*models, step)
+    assert wrappers[1].optimizer.state[models[1].head.cls_head.weight]['step'] == steps
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_fused_updates_with_gradients_that_come_and_go(dtype):
+    """Given gradients of any size and zeros; a parameter without one is not touched, and its step does not count."""
+    torch.manual_seed(0)
+    models, wrappers = in_both_forms(Model(2).to(dtype))
+    for step in range(40):
+        size = 10.0 ** torch.randint(-6, 3, ()).item()
+        for i, pair in enumerate(zip(*(m.parameters() for m in models), strict=True)):
+            gradient = None if (i + step) % 5 == 0 else size * torch.randn_like(pair[0]) * (step % 7 > 0)
+            for parameter in pair:
+                parameter.grad = None if gradient is None else gradient.clone()
+        for wrapper in wrappers:
+            wrapper.step()
+        assert_same(*models, step)
+
+
+def test_fused_under_a_loss_scaler():
+    """On CUDA fp16 has one; torch's own runs here too. Steps with infinite gradients are left out in both forms."""
+    torch.manual_seed(0)
+    models, wrappers = in_both_forms(Model(2))
+    scalers = [torch.amp.GradScaler('cpu', init_scale=2.0**10, growth_interval=3) for _ in models]
+    for step in range(12):
+        images = torch.randn(2, 3, 32, 32)
+        for model, wrapper, scaler in zip(models, wrappers, scalers, strict=True):
+            wrapper.optimizer.zero_grad()
+            scaler.scale(model.head(model.backbone(images)[0]).square().mean()).backward()
+            if step % 4 == 3:
+                model.head.weight.grad[0, 0] = float('inf')
+            if step % 2:
+                scaler.unscale_(wrapper.optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            scaler.step(wrapper.optimizer)
+            scaler.update()
+        assert_same(*models, step)
+    assert scalers[0].get_scale() == scalers[1].get_scale() < 2.0**13
+
+
+@pytest.mark.parametrize('saved', [0, 1], ids=['loop', 'fused'])
+def test_a_state_goes_on_in_the_form_of_the_run_that_loads_it(saved):
+    """Checkpoints hold the form: unless it is ours again, a resumed run is slow, or stops on another device."""
+    torch.manual_seed(0)
+    models, wrappers = in_both_forms(Model(2))
+
+    def steps(count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(count):
+            for pair in zip(*(m.parameters() for m in models), strict=True):
+                gradient = torch.randn(pair[0].shape, generator=generator)
+                for parameter in pair:
+                    parameter.grad = gradient.clone()
+            for wrapper in wrappers:
+                wrapper.step()
+
+    steps(5, 0)
+    state = copy.deepcopy(wrappers[saved].state_dict())
+    models[1 - saved].load_state_dict(models[saved].state_dict())
+    wrappers[1 - saved].load_state_dict(state)
+    assert [{bool(g['fused']) for g in w.optimizer.param_groups} for w in wrappers] == [{False}, {True}]
+    steps(5, 1)
+    assert_same(*models, 'resumed')
+    assert wrappers[0].state_dict().keys() == wrappers[1].state_dict().keys()
+
+
+def test_the_usual_form_where_there_is_no_other(monkeypatch):
+    """A line says so. `meta` stands for a device that torch has no kernels for."""
+    groups, lines = [dict(params=[nn.Parameter(torch.zeros(2, device='meta'))])], []
+    monkeypatch.setattr('beit_mm.engine.optim.print_log', lambda text, **_: lines.append(text))
+    for kind, form, said in (
+        ('AdamW', dict(fused=True), 'AdamW has no fused form for torch.float32 on meta: its usual form is taken'),
+        ('AdamW', {}, 'AdamW has no fused form for torch.float32 on meta: its usual form is taken'),
+        ('Adamax', dict(fused=True), 'Adamax has no fused form: its usual form is taken'),
+        ('Adamax', {}, ''),
+    ):
+        optimizer = build_optimizer(dict(type=kind, lr=1.0, **form), copy.deepcopy(groups))
+        assert not optimizer.param_groups[0].get('fused')
+        assert lines == ([said] if said else [])
+        lines.clear()
+
+
+def test_what_a_config_says_of_the_form_is_done():
+    groups = [dict(params=[nn.Parameter(torch.zeros(2))])]
+    for form in (dict(fused=False), dict(foreach=True), dict(foreach=False), dict(capturable=False)):
+        optimizer = build_optimizer(dict(type='AdamW', lr=1.0, **form), copy.deepcopy(groups))
+        assert not optimizer.param_groups[0]['fused']
+        assert all(optimizer.param_groups[0][key] == value for key, value in form.items())
+    assert build_optimizer(dict(type='SGD', lr=1.0, fused=True), copy.deepcopy(groups)).param_groups[0]['fused']
+    assert not build_optimizer(dict(type='SGD', lr=1.0), copy.deepcopy(groups)).param_groups[0]['fused']
+    with pytest.raises(KeyError, match='AdamX is not in'):
+        build_optimizer(dict(type='AdamX', lr=1.0, fused=True), groups)

@@ -258,10 +258,9 @@ def test_features_of_the_block_that_is_asked_for(mim, tmp_path):
     ((tokens_of_1, image),) = features.tokens_of(backbone, config, [source.load(4)], 1)
     values = images.normalised(image.pixels, config)[None]
     with torch.no_grad():
-        index = backbone._index((8, 8), values.device)
         expected = backbone.embed(values, None, (8, 8))
-        for block in backbone.layers[:2]:
-            expected = backbone._through(block, expected, None, (8, 8), index)
+        for block, bias in zip(backbone.layers[:2], backbone._biases((8, 8), expected), strict=False):
+            expected = backbone._through(block, expected, bias)
     torch.testing.assert_close(tokens_of_1, expected[0])
     with pytest.raises(PictureError, match='--layer 4: there are 4 blocks, 0 to 3'):
         features.tokens_of(backbone, config, [image], 4)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 
-from beit_mm.models import MaskedImageModel
+from beit_mm.models import BEiTViT, MaskedImageModel
 from beit_mm.ops.pixels import patchify
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
@@ -21,13 +21,13 @@ BACKBONE = dict(
 )  # fmt: skip
 
 
-def model(**changes):
+def model(kind=MaskedImageModel, **changes):
     parts = dict(
         backbone=BACKBONE,
         target=dict(type='beit_mm.TokenTarget', tokenizer=TOKENIZER),
         head=dict(type='beit_mm.TokenHead', embed_dims=32, vocab_size=16),
     )
-    return MaskedImageModel(**{**parts, **changes})
+    return kind(**{**parts, **changes})
 
 
 def batch(count=4):
@@ -47,6 +47,107 @@ def test_loss_by_hand():
     right = (logits.argmax(dim=-1) == tokens)[mask].float().mean()
     assert losses['masked_accuracy'].item() == pytest.approx(right.item())
     assert [k for k in losses if 'loss' in k] == ['loss_mim']
+
+
+class Plain(MaskedImageModel):
+    """Features of all patches, of which the masked ones are taken."""
+
+    def masked_features(self, batch):
+        return self.features(batch)[batch['mask'].flatten(1)]
+
+
+def gradients(mim, data, amp=False):
+    mim.zero_grad()
+    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+        losses = mim.loss(data)
+    losses['loss_mim'].backward()
+    return losses, {name: p.grad for name, p in mim.named_parameters()}
+
+
+@pytest.mark.parametrize('variant', ['beit', 'beit_plus'])
+@pytest.mark.parametrize('amp', [False, True])
+def test_the_last_block_at_masked_patches_only(variant, amp):
+    """The loss and every gradient of the plain way: to rounding in float32, to 2 % of the largest under autocast.
+
+    Biases of the last block's queries have a gradient of masked patches only, keys and values of all.
+    """
+    backbone = dict(BACKBONE, variant=variant)
+    del backbone['use_rel_pos_bias'], backbone['use_shared_rel_pos_bias']
+    mim = model(backbone=backbone)
+    for parameter in mim.backbone.parameters():  # tables and gammas start where much cancels
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    plain = model(Plain, backbone=backbone)
+    plain.load_state_dict(mim.state_dict())
+    plain.target, tolerance = mim.target, 2e-2 if amp else 2e-5
+    for mode in (True, False):
+        for count in (1, 2, 5):
+            data = batch(count)
+            data['mask'][0] = count == 2  # all of an image, or none of it
+            (found, ours), (expected, theirs) = (gradients(m.train(mode), data, amp) for m in (mim, plain))
+            assert found.keys() == expected.keys()
+            if count == 1:
+                assert found['loss_mim'] == expected['loss_mim'] == found['num_predicted'] == 0
+                continue
+            torch.testing.assert_close(found['loss_mim'], expected['loss_mim'], rtol=tolerance, atol=0)
+            assert found['num_predicted'] == expected['num_predicted']
+            for name, gradient in theirs.items():
+                assert (ours[name] - gradient).abs().max() <= tolerance * max(1e-3, gradient.abs().max()), name
+
+
+def test_it_counts_over_ranks_as_the_plain_way(monkeypatch):
+    """Another rank has 30 masked patches: the sum of this rank's is over all of them, times the ranks (DDP's mean)."""
+    mim, data = model(), batch()
+    alone = mim.loss(data)
+    monkeypatch.setattr('mmengine.dist.get_world_size', lambda: 2)
+    monkeypatch.setattr('mmengine.dist.all_reduce', lambda counts: counts.add_(30))
+    among = mim.loss(data)
+    masked = int(data['mask'].sum())
+    assert among['num_predicted'] == masked + 30
+    torch.testing.assert_close(among['loss_mim'], alone['loss_mim'] * masked / (masked + 30) * 2)
+
+
+def test_any_other_backbone_is_asked_for_all():
+    class Foreign(torch.nn.Module):
+        """As another project's: it has no `masked_features`."""
+
+        def __init__(self, own):
+            super().__init__()
+            self.own, self.num_extra_tokens = own, 1
+
+        def forward(self, x, mask):
+            return self.own(x, mask)
+
+    mim, data = model().eval(), batch()
+    expected = mim.loss(data)['loss_mim']
+    mim.backbone = Foreign(mim.backbone)
+    torch.testing.assert_close(mim.loss(data)['loss_mim'], expected)
+
+
+def test_earlier_blocks_are_predicted_from_if_they_are_the_output():
+    mim, data = model(backbone=dict(BACKBONE, out_indices=(1, 0))).eval(), batch()
+    assert mim.backbone.num_layers == 2
+    logits = mim.head.cls_head(mim.backbone(data['patches'], data['mask'])[1][:, 1:])[data['mask'].flatten(1)]
+    expected = F.cross_entropy(logits, mim.target(data)[data['mask'].flatten(1)])
+    torch.testing.assert_close(mim.loss(data)['loss_mim'], expected)
+
+
+def test_what_stands_before_the_call_of_the_backbone_is_not_passed_by():
+    """A forward of one's own, and hooks."""
+
+    class Negated(BEiTViT):
+        def forward(self, x, mask=None):
+            return tuple(-out for out in super().forward(x, mask))
+
+    mim, data = model().eval(), batch()
+    weights = mim.backbone.state_dict()
+    before = mim.masked_features(data)
+    hook = mim.backbone.register_forward_hook(lambda module, inputs, outputs: tuple(3 * out for out in outputs))
+    torch.testing.assert_close(mim.masked_features(data), 3 * before)
+    hook.remove()
+    torch.testing.assert_close(mim.masked_features(data), before)
+    mim.backbone = Negated(**{key: value for key, value in BACKBONE.items() if key != 'type'}).eval()
+    mim.backbone.load_state_dict(weights)
+    torch.testing.assert_close(mim.masked_features(data), -before)
 
 
 def test_loss_at_the_start_is_log_of_the_vocabulary():

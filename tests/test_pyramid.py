@@ -18,7 +18,7 @@ def test_equals_official_segmentation_backbone():
     neck.load_state_dict(of_neck)
     backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith('fpn')})
     for i, feature in enumerate(neck(backbone(io['image']))):
-        torch.testing.assert_close(feature, io[f'feature_{i}'], atol=1e-5, rtol=0)
+        torch.testing.assert_close(feature, io[f'feature_{i}'], atol=1e-5, rtol=2e-6)  # features reach 10
 
 
 @pytest.mark.parametrize('grid', [(4, 6), (7, 5)])

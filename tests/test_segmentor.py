@@ -11,7 +11,7 @@ from mmseg.models import SegTTAModel as MMSegTTAModel
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from beit_mm.models.segmentor import EncoderDecoder, SegTTAModel, window_corners
+from beit_mm.models.segmentor import EncoderDecoder, SegTTAModel, best_class, window_corners
 
 CLASSES = 5
 
@@ -216,3 +216,84 @@ def test_every_parameter_learns(head, variant):
         grads.append({name: p.grad for name, p in model.named_parameters()})
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('size', [(64, 80), (50, 62), (131, 40)])
+@pytest.mark.parametrize('flip', [None, 'horizontal', 'vertical'])
+@pytest.mark.parametrize('padding', [None, (3, 0, 5, 7)])
+def test_predictions_at_the_images_size_are_mmsegs(padding, flip, size, align_corners):
+    """Bit for bit, without padding, flipped back, and at the size of the file: the same, a smaller, a larger one."""
+    ours, theirs = pair(dict(SLIDE))
+    ours.align_corners = theirs.align_corners = align_corners
+    padded = (64, 80) if padding is None else (64 + 12, 80 + 3)
+    logits = torch.randn(2, CLASSES, *padded)
+    meta = dict(ori_shape=size, flip=bool(flip), flip_direction=flip)
+    if padding:
+        meta['padding_size'] = padding
+    given = [[SegDataSample(metainfo=meta) for _ in range(2)] for _ in range(2)]
+    for one, other in zip(*(m.postprocess_result(logits, g) for m, g in zip((ours, theirs), given)), strict=True):
+        assert one.seg_logits.shape == size
+        assert torch.equal(one.seg_logits.data, other.seg_logits.data)
+        assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
+        assert one.pred_sem_seg.data.dtype == other.pred_sem_seg.data.dtype
+
+
+@torch.no_grad()
+def test_predictions_without_samples_and_of_one_channel_are_mmsegs():
+    ours, theirs = pair(dict(mode='whole'))
+    ours.decode_head.threshold = theirs.decode_head.threshold = 0.4
+    for channels, samples in ((CLASSES, False), (1, False), (1, True)):
+        logits = torch.randn(2, channels, 20, 30)
+        meta = dict(ori_shape=(10, 15))
+        given = [[SegDataSample(metainfo=meta) for _ in range(2)] if samples else None for _ in range(2)]
+        for one, other in zip(*(m.postprocess_result(logits, g) for m, g in zip((ours, theirs), given)), strict=True):
+            assert torch.equal(one.seg_logits.data, other.seg_logits.data)
+            assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
+
+
+def test_the_best_class_is_argmaxs():
+    """Of equal ones the first, and NaN above all."""
+    scores = torch.randint(0, 3, (7, 40, 50)).float()
+    scores[3, :2], scores[5, 1] = float('nan'), float('nan')
+    scores[:, 4], scores[:, 5] = float('inf'), -float('inf')
+    assert torch.equal(best_class(scores), scores.argmax(dim=0, keepdim=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('own', [False, True])
+def test_windows_are_enlarged_one_after_another(own, monkeypatch):
+    """Large logits of one window are there, whatever goes through the model at once; a head that predicts on its own
+    is left to it, with the same numbers."""
+    model = build(EncoderDecoder, dict(SLIDE, windows_per_batch=4))
+    images = torch.randn(2, 3, 107, 130)
+    expected = model.inference(images, metas(images))
+    enlarged = []
+    head = model.decode_head
+
+    class Own(type(head)):
+        def predict(self, inputs, batch_img_metas, test_cfg):
+            return super().predict(inputs, batch_img_metas, test_cfg)
+
+        def predict_by_feat(self, seg_logits, batch_img_metas):
+            enlarged.append(len(seg_logits))
+            return super().predict_by_feat(seg_logits, batch_img_metas)
+
+    if not own:
+        del Own.predict
+    monkeypatch.setattr(head, '__class__', Own)
+    found = model.inference(images, metas(images))
+    assert torch.equal(found, expected)
+    assert enlarged == ([8, 8, 2] if own else [2] * 9)
+
+
+@torch.no_grad()
+def test_a_segmentor_with_an_encode_decode_of_its_own():
+    class Own(EncoderDecoder):
+        def encode_decode(self, inputs, batch_img_metas):
+            return -super().encode_decode(inputs, batch_img_metas)
+
+    images = torch.randn(1, 3, 80, 64)
+    found, expected = (build(kind, SLIDE).inference(images, metas(images)) for kind in (Own, EncoderDecoder))
+    torch.testing.assert_close(found, -expected)

@@ -118,6 +118,8 @@ def test_a_stage_that_only_a_fast_check_reads_is_a_parent(tmp_path):
 
 
 def test_a_missing_suite_is_named_with_its_neighbours():
+    with pytest.raises(ConfigError, match=r'the config of one training, no suite: python tools/train\.py '):
+        read_suite(CLASSIFY)
     with pytest.raises(ConfigError, match=r'no such suite. The nearest names are: .*configs/suites/miniature\.py'):
         read_suite('configs/suites/minature.py')
 

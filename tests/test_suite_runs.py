@@ -132,7 +132,7 @@ def test_only_some_stages(tmp_path, fake):
     assert [name for name, _ in made.log] == ['tokenizer', 'pretrain']
 
 
-def test_devices(tmp_path, fake):
+def test_devices(tmp_path, fake, monkeypatch):
     """Never two stages on one device; who wants two gets two."""
     more = "stages = [dict(stages[3], name=f's{i}', options={'train_cfg.max_iters': i + 2}) for i in range(5)]\n"
     more += "stages[1]['gpus'] = 2"
@@ -144,8 +144,12 @@ def test_devices(tmp_path, fake):
     assert len(made.log) == 5
     with pytest.raises(ConfigError, match='s1 wants 2 devices, and there are 1'):
         run_suite(tiny_suite(tmp_path, more=more), root=tmp_path / 'q', devices=['0'])
-    assert devices_of('0, 2') == ['0', '2']
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     assert devices_of('none') is None
+    with pytest.raises(ConfigError, match='--devices 0,1: torch sees no GPU here'):
+        devices_of('0,1')
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    assert devices_of('0, 2') == ['0', '2']
     with pytest.raises(ConfigError, match='each once'):
         devices_of('1,1')
 
@@ -193,7 +197,9 @@ def test_what_lacks_a_file_is_left_out(tmp_path, fake, capsys):
     assert made.log == []
     assert run_suite(suite, root=tmp_path / 'r', skip_missing=True).problems == []
     assert 'b' not in dict(made.log)
-    assert 'b (seed 0) is left out: it needs a file that is not there' in capsys.readouterr().out
+    assert 'b (seed 0) is left out: it needs nowhere.pth\n' in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r'leaves nothing to run; not there:\n  nowhere\.pth \(for b\)'):
+        run_suite(suite, root=tmp_path / 'r', only=['b'], skip_missing=True)
 
 
 def test_a_new_interpreter_holds_the_lock_and_ends_when_asked(tmp_path, monkeypatch):

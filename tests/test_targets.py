@@ -6,7 +6,7 @@ from mmpretrain.models.heads import MAEPretrainHead
 from official import golden
 
 from beit_mm.checkpoints.load import CheckpointError, write
-from beit_mm.models.targets import PixelTarget, TokenTarget
+from beit_mm.models.targets import CachedTokens, PixelTarget, TokenTarget
 from beit_mm.ops.pixels import patchify
 from beit_mm.registry import MODELS
 
@@ -41,6 +41,59 @@ def test_tokens_of_openai(tmp_path):
     assert len(tokens.unique()) == 15  # of 16 places
     assert not torch.equal(inside, tokens)
     assert target.vocab_size == meta['vocab_size']
+
+
+@pytest.mark.parametrize('kind', ['DALLEEncoder', 'DiscreteVAE', 'UnilmDiscreteVAE', 'KMeansTokenizer'])
+def test_channels_last_gives_the_same_tokens(kind, tmp_path):
+    """Images that are not square, one or several; weights that came from a file lie that way too."""
+    arguments = dict(
+        DALLEEncoder=dict(n_hid=16, vocab_size=64, n_blk_per_group=2),
+        DiscreteVAE=dict(vocab_size=64, hidden_dims=16, code_dims=8),
+        UnilmDiscreteVAE=dict(vocab_size=64, hidden_dims=16, code_dims=8),
+        KMeansTokenizer=dict(vocab_size=64, downsampling=8, neighbourhood=8),
+    )[kind]
+    torch.manual_seed(1)
+    plain = MODELS.build(dict(type=f'beit_mm.{kind}', **arguments)).eval()
+    last = dict(DALLEEncoder='blocks.output.conv', DiscreteVAE='to_logits', UnilmDiscreteVAE='encoder.6').get(kind)
+    if last:  # what all cells share must not decide
+        layer, seen = plain.get_submodule(last), []
+        hook = layer.register_forward_hook(lambda module, given, logits: seen.append(logits))
+        plain.tokens(torch.rand(4, 3, 64, 64) * 0.8 + 0.1)
+        hook.remove()
+        logits = seen[0] if kind == 'DiscreteVAE' else seen[0].permute(0, 2, 3, 1)
+        (layer.b if kind == 'DALLEEncoder' else layer.bias).data -= logits.detach().mean(dim=(0, 1, 2))
+    write(dict(state_dict=plain.state_dict()), tmp_path / 'tokenizer.pth')
+    target = TokenTarget(dict(type=f'beit_mm.{kind}', **arguments), str(tmp_path / 'tokenizer.pth'))
+    weights = [w for w in target.tokenizer.parameters() if w.ndim == 4 and w.shape[1] > 1 and w.shape[2] > 1]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    for shape in ((1, 3, 16, 16), (3, 3, 24, 40), (2, 3, 64, 64)):
+        view = torch.rand(shape) * 0.8 + 0.1
+        with torch.no_grad():
+            tokens = plain.tokens(view)
+        assert torch.equal(target.tokens(view), tokens)
+    assert len(tokens.unique()) > 40  # of 64
+
+
+def test_the_digest_is_of_kind_arguments_and_weights():
+    torch.manual_seed(0)
+    target = TokenTarget(TOKENIZER)
+    digests = {target.digest()}
+    torch.manual_seed(0)
+    assert TokenTarget(dict(TOKENIZER, type='DiscreteVAE', _scope_='beit_mm')).digest() in digests
+    torch.manual_seed(0)
+    digests.add(TokenTarget(dict(TOKENIZER, straight_through=True)).digest())
+    target.tokenizer.to_logits.bias.data[3] += 1e-6
+    digests.add(target.digest())
+    assert len(digests) == 3
+
+
+def test_cached_tokens_come_with_every_training_batch():
+    target, data = CachedTokens(TOKENIZER), view()
+    with pytest.raises(ValueError, match=r'CachedTokens: the training data bring no tokens. Put .*TokensFromCache'):
+        target(data)
+    given = torch.randint(16, (2, 4, 4))
+    assert torch.equal(target(dict(mask=data['mask'], tokens=given)), given.flatten(1))
+    assert torch.equal(target.eval()(data), target.tokens(data['tokens_view']).flatten(1))  # an evaluation's
 
 
 def test_tokens_computed_before_are_taken():
@@ -111,8 +164,11 @@ def test_weights_of_a_training_checkpoint(tmp_path):
     assert torch.equal(target(data), trained.tokens(data['tokens_view']).flatten(1))
     with pytest.raises(CheckpointError, match=r'iter_3\.pth: vocab_size is 16 in the file and 17 here'):
         TokenTarget(dict(TOKENIZER, vocab_size=17), checkpoint=str(tmp_path / 'iter_3.pth'))
-    with pytest.raises(CheckpointError, match='no such checkpoint'):
+    with pytest.raises(CheckpointError, match=r'no such checkpoint.*for another: model\.target\.checkpoint=FILE'):
         TokenTarget(TOKENIZER, checkpoint=str(tmp_path / 'iter_4.pth'))
+    missing = 'work_dirs/dvae-512_1xb64-300_mosaics-32/nowhere.pth'
+    with pytest.raises(CheckpointError, match=r'tools/train\.py configs/tokenizer/dvae-512_1xb64-300_mosaics-32'):
+        TokenTarget(TOKENIZER, checkpoint=missing)
 
 
 def test_frozen_where_it_is_built():

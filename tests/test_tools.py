@@ -89,6 +89,7 @@ def test_doctor_and_print_config():
     code, out, _ = call('tools/doctor.py')
     assert code == 0
     assert 'mmcv_without_compiled_ops' in out
-    code, out, _ = call('tools/print_config.py', CLASSIFY, '--cfg-options', 'train_cfg.max_iters=7')
+    code, out, _ = call('tools/print_config.py', CLASSIFY, '--diff', CLASSIFY, '--cfg-options', 'train_cfg.max_iters=7')
     assert code == 0
-    assert 'max_iters=7' in out
+    assert out.startswith(f'--- {CLASSIFY}\n+++ {CLASSIFY}\n@@ ')
+    assert [line for line in out.splitlines() if 'max_iters=7' in line and line.startswith('+')]

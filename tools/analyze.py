@@ -2,7 +2,7 @@
 
 import argparse
 
-from beit_mm.engine.launch import door
+from _door import door
 
 
 @door

@@ -5,12 +5,7 @@ What is finished is not run again: after a kill, a failure or a change of mind t
 
 import argparse
 
-from beit_mm.benchmark.jobs import StageError, describe, ready, run_suite
-from beit_mm.benchmark.processes import devices_of
-from beit_mm.benchmark.slurm import submit
-from beit_mm.benchmark.suite import plan
-from beit_mm.benchmark.suite_page import suite_page
-from beit_mm.engine.launch import door
+from _door import door
 
 
 @door
@@ -35,6 +30,12 @@ def main() -> None:
     parser.add_argument('--slurm-dry-run', action='store_true', help='only write the scripts')
     parser.add_argument('--no-page', action='store_true', help='without leaderboard and page')
     args = parser.parse_args()
+    from beit_mm.benchmark.jobs import StageError, describe, ready, run_suite
+    from beit_mm.benchmark.processes import devices_of
+    from beit_mm.benchmark.slurm import submit
+    from beit_mm.benchmark.suite import plan
+    from beit_mm.benchmark.suite_page import suite_page
+
     seeds = args.seed or (None if args.seeds is None else range(args.seeds))
     which = (args.suite, seeds, args.fast, args.root)
     if args.status or args.dry_run:

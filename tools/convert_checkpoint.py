@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from beit_mm.checkpoints.formats import FORMATS
-from beit_mm.checkpoints.load import convert_file, trust
-from beit_mm.engine.launch import door
+from _door import door, light
+
+FORMATS = list(light('checkpoints/formats').FORMATS)
 
 
 @door
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='a .pth, .safetensors, .pdparams or .npz file')
     parser.add_argument('destination', type=Path, help='.pth or .safetensors; for passl .pdparams')
     parser.add_argument('--from', dest='form', default='auto', choices=['auto', *FORMATS], help='default: find out')
-    parser.add_argument('--to', required=True, choices=list(FORMATS), help='the format to write')
+    parser.add_argument('--to', required=True, choices=FORMATS, help='the format to write')
     parser.add_argument(
         '--grid', type=int, nargs=2, metavar=('H', 'W'), help='patches to resize positions and tables to'
     )
@@ -34,6 +34,8 @@ def main() -> None:
     )
     parser.add_argument('--trust-checkpoint', action='store_true', help='SRC holds Python objects: let it run code')
     args = parser.parse_args()
+    from beit_mm.checkpoints.load import convert_file, trust
+
     if args.trust_checkpoint:
         trust(args.source)
     source = None if args.form == 'auto' else args.form

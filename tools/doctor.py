@@ -1,14 +1,19 @@
 """What is installed, what was tested, which workarounds are active, and the one line that mends a wrong set-up."""
 
+import argparse
 import sys
 
+from _door import door
 
-def main() -> int:
+
+@door
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     try:
         from beit_mm import compat
     except ImportError as error:
         print(f'beit_mm does not import: {error}')
-        return 1
+        sys.exit(1)
     found = compat.versions()
     print(f'Python {sys.version.split()[0]} (tested: 3.11)\n')
     for name, version in found.items():
@@ -24,8 +29,8 @@ def main() -> int:
     command = compat.mending_command(found)
     print(f'\nto get the tested versions: {command}' if command else '\nall versions are the tested ones')
     missing = [name for name, version in found.items() if not version]
-    return 1 if missing else 0
+    sys.exit(1 if missing else 0)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -2,7 +2,7 @@
 
 import argparse
 
-from beit_mm.engine.launch import door, terse_terminal
+from _door import door
 
 
 @door
@@ -27,6 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     from beit_mm.benchmark import deploy
     from beit_mm.engine.configs import load_config, parse_overrides
+    from beit_mm.engine.launch import terse_terminal
 
     terse_terminal()
     config = load_config(args.config, parse_overrides(args.cfg_options))

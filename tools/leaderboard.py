@@ -3,12 +3,7 @@
 import argparse
 import sys
 
-from beit_mm.benchmark import readme
-from beit_mm.benchmark.leaderboard import LEFT_OUT, from_folder
-from beit_mm.benchmark.records import RecordError
-from beit_mm.benchmark.report import conclusions, write_all
-from beit_mm.benchmark.tables import as_text
-from beit_mm.engine.launch import door
+from _door import door
 
 
 @door
@@ -22,6 +17,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.check and not args.readme:
         parser.error('--check looks at a file: --readme FILE')
+    from beit_mm.benchmark import readme
+    from beit_mm.benchmark.leaderboard import LEFT_OUT, from_folder
+    from beit_mm.benchmark.records import RecordError
+    from beit_mm.benchmark.report import conclusions, write_all
+    from beit_mm.benchmark.tables import as_text
+
     found = from_folder(args.results)
     if args.readme:
         print(*found.notes, sep='\n', end='\n' * bool(found.notes), file=sys.stderr)

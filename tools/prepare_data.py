@@ -1,14 +1,11 @@
-"""Write the embedded data as files, or check a data set: python tools/prepare_data.py export|verify DIR --format F."""
+"""Write the embedded data as files, check a data set, or compute visual tokens before training (--help says how)."""
 
 import argparse
 import sys
 
-from beit_mm.data.export import FORMATS, export
-from beit_mm.data.verify import FORMATS as VERIFIABLE
-from beit_mm.data.verify import Scope, verify
-from beit_mm.engine.configs import load_config
-from beit_mm.engine.data_check import check_data_of
-from beit_mm.engine.launch import door
+from _door import door, light
+
+LAYOUTS = light('data/layouts')
 
 
 @door
@@ -17,7 +14,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest='command', required=True)
     exporter = commands.add_parser('export', help='write EmbeddedScenes in the layout of a well-known data set')
     exporter.add_argument('dir', metavar='DIR', help='a new folder')
-    exporter.add_argument('--format', choices=FORMATS, required=True)
+    exporter.add_argument('--format', choices=LAYOUTS.EXPORTED, required=True)
     exporter.add_argument('--train', type=int, default=1000, help='training images (default 1000)')
     exporter.add_argument('--val', type=int, default=500, help='validation images (default 500)')
     exporter.add_argument('--size', type=int, help='side in pixels (default 64; CIFAR is 32)')
@@ -25,26 +22,36 @@ def main() -> None:
     exporter.add_argument('--seed', type=int, default=0)
     checker = commands.add_parser('verify', help='check layout, counts, images and labels; exit code 1 on a problem')
     checker.add_argument('dir', metavar='DIR', help='the data set; for lists: what their paths are below')
-    checker.add_argument(
-        '--format', choices=[*VERIFIABLE, 'config'], required=True, help='config: DIR is a segmentation config'
-    )
+    checker.add_argument('--format', choices=[*LAYOUTS.VERIFIED, 'config'], required=True, help='config: a segmentor')
     checker.add_argument('--list', metavar='FILE', help='for --format list: lines `path label` or `path`')
     checker.add_argument('--unlabelled', action='store_true', help='labels and class folders do not matter')
     checker.add_argument('--num-classes', type=int, metavar='N', help='labels of lists must be in 0..N-1')
     checker.add_argument('--sample', type=int, metavar='N', help='decode N images of each part (default: all)')
     checker.add_argument('--jobs', type=int, default=4, metavar='N', help='processes that decode (default 4)')
     checker.add_argument('--partial', action='store_true', help='a part of the data set: counts are not required')
+    tokens = commands.add_parser('tokens', help='compute the visual tokens of a pre-training config (docs/tokens.md)')
+    tokens.add_argument('config', metavar='CONFIG')
+    tokens.add_argument('--views', type=int, metavar='K', help="of each image (default: the config's)")
+    tokens.add_argument('--out', metavar='DIR', help="the cache's folder (default: the config's)")
+    tokens.add_argument('--checkpoint', metavar='FILE', help="the tokenizer's weights (default: the config's)")
+    tokens.add_argument('--jobs', type=int, default=4, metavar='N', help='processes that make views (default 4)')
+    tokens.add_argument('--device', help='where the tokenizer runs (default: CUDA, if there is one)')
+    tokens.add_argument('--seed', type=int, help="that views are drawn for (default: the config's)")
     args = parser.parse_args()
+    from beit_mm.data import export, verify
+    from beit_mm.engine import configs, data_check, token_maker
+
+    if args.command == 'tokens':
+        wishes = (args.views, args.out, args.checkpoint, args.jobs, args.device, args.seed)
+        return print(token_maker.make(configs.load_config(args.config), *wishes))
     if args.command == 'verify':
-        scope = Scope(args.sample, args.jobs, args.partial, args.unlabelled, args.num_classes, args.list)
-        if args.format == 'config':
-            report = check_data_of(load_config(args.dir), args.sample)
-        else:
-            report = verify(args.dir, args.format, scope)
+        scope = verify.Scope(args.sample, args.jobs, args.partial, args.unlabelled, args.num_classes, args.list)
+        report = args.format == 'config' and data_check.check_data_of(configs.load_config(args.dir), args.sample)
+        report = report or verify.verify(args.dir, args.format, scope)
         print(report)
         sys.exit(1 if report.problems else 0)
     size = args.size or (32 if args.format == 'cifar' else 64)
-    count = export(args.dir, args.format, args.train, args.val, size, args.grey, args.seed)
+    count = export.export(args.dir, args.format, args.train, args.val, size, args.grey, args.seed)
     print(f'{count} images of {size} x {size} pixels below {args.dir}; sources and licences in its CREDITS.txt')
 
 

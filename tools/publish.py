@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from beit_mm.engine.launch import door, terse_terminal
+from _door import door
 
 
 @door
@@ -24,6 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     from beit_mm.benchmark import metafiles, publish
     from beit_mm.benchmark.leaderboard import from_folder
+    from beit_mm.engine.launch import terse_terminal
 
     terse_terminal()
     if args.checkpoint:

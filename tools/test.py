@@ -2,10 +2,7 @@
 
 import argparse
 
-from beit_mm.apis import init_model, write_predictions
-from beit_mm.benchmark.evaluation import conclusion
-from beit_mm.engine.configs import load_config, parse_overrides
-from beit_mm.engine.launch import door, evaluate, terse_terminal
+from _door import door
 
 
 @door
@@ -17,6 +14,7 @@ def main() -> None:
     parser.add_argument('--record', metavar='DIR', help='write a result record below this folder')
     parser.add_argument('--out', metavar='FILE', help='metrics as JSON; with --images: .json, .csv, or a folder')
     parser.add_argument('--tta', action='store_true', help='segmentation: multi-scale and flip (tta_pipeline)')
+    parser.add_argument('--compile', action='store_true', help='torch.compile the backbone; eager where it fails')
     parser.add_argument('--show-dir', metavar='DIR', help='segmentation: pictures of image, prediction and truth')
     parser.add_argument('--images', metavar='DIR_OR_FILE', help='predict for these images, without labels, into --out')
     parser.add_argument('--batch-size', type=int, help="with --images: instead of test_dataloader's; masks: default 1")
@@ -28,22 +26,26 @@ def main() -> None:
     args = parser.parse_args()
     if args.images and (not args.out or args.record):
         parser.error('--images needs --out, and has nothing to --record: there are no labels')
+    from beit_mm.apis import init_model, write_predictions
+    from beit_mm.benchmark.evaluation import conclusion
+    from beit_mm.engine.compiling import compile_backbone
+    from beit_mm.engine.configs import load_config, parse_overrides
+    from beit_mm.engine.launch import evaluate, terse_terminal
+    from beit_mm.engine.memory import keep_freed_memory
+
+    keep_freed_memory()
     config = load_config(args.config, parse_overrides(args.cfg_options))
     if args.images:
         terse_terminal()
         model = init_model(config, args.checkpoint, trust_checkpoint=args.trust_checkpoint)
+        if args.compile:
+            compile_backbone(model, frozen=True)
         options = dict(batch_size=args.batch_size, skip=args.skip_unreadable, tta=args.tta, show_dir=args.show_dir)
         print(write_predictions(model, args.images, args.out, **options))
         return
-    runner, metrics, seconds = evaluate(
-        config,
-        args.checkpoint,
-        tta=args.tta,
-        show_dir=args.show_dir,
-        work_dir=args.work_dir,
-        launcher=args.launcher,
-        trust_checkpoint=args.trust_checkpoint,
-    )
+    wishes = dict(work_dir=args.work_dir, launcher=args.launcher, trust_checkpoint=args.trust_checkpoint)
+    options = dict(tta=args.tta, show_dir=args.show_dir, compiled=args.compile, **wishes)
+    runner, metrics, seconds = evaluate(config, args.checkpoint, **options)
     for line in conclusion(runner, config, args.checkpoint, metrics, seconds, args.out, args.record):
         print(line)
 

@@ -3,8 +3,7 @@
 import argparse
 import os
 
-from beit_mm.engine.configs import load_config, parse_overrides
-from beit_mm.engine.launch import door, run
+from _door import door
 
 
 @door
@@ -17,6 +16,7 @@ def main() -> None:
     )
     parser.add_argument('--load-from', help='start from the weights of this checkpoint')
     parser.add_argument('--amp', nargs='?', const='bf16', choices=('bf16', 'fp16'), help='mixed precision')
+    parser.add_argument('--compile', action='store_true', help='torch.compile the backbone; eager where it fails')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch in use')
     parser.add_argument('--seed', type=int, help="overrides the config's randomness.seed")
@@ -26,6 +26,11 @@ def main() -> None:
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    from beit_mm.engine.configs import load_config, parse_overrides
+    from beit_mm.engine.launch import run
+    from beit_mm.engine.memory import keep_freed_memory
+
+    keep_freed_memory()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     run(
         load_config(args.config, parse_overrides(args.cfg_options)),
@@ -33,6 +38,7 @@ def main() -> None:
         resume=args.resume,
         load_from=args.load_from,
         amp=args.amp,
+        compiled=args.compile,
         no_validate=args.no_validate,
         auto_scale_lr=args.auto_scale_lr,
         launcher=args.launcher,

@@ -2,13 +2,14 @@
 
 import argparse
 
-from beit_mm.benchmark.pictures.gallery import KINDS, TAKES, parse_pair, show
-from beit_mm.engine.launch import door, terse_terminal
+from _door import door, light
+
+MADE = light('benchmark/pictures/kinds')
 
 
 @door
 def main() -> None:
-    options = {
+    flags = {
         '--images': dict(nargs='+', metavar='DIR_OR_FILE', help="these images instead of the config's test data"),
         '--indices': dict(nargs='+', type=int, metavar='N', help='which of the images, from 0 (default: the first 4)'),
         '--data': dict(metavar='CONFIG', help="the test data of another config, such as a segmentor's, with masks"),
@@ -16,8 +17,8 @@ def main() -> None:
         '--size': dict(type=int, metavar='PIXELS', help='the shorter side that images are brought to, uncropped'),
         '--judged': dict(type=int, metavar='N', help='images behind the numbers (default 200; features 400)'),
         '--layer': dict(type=int, default=-1, metavar='N', help='which block, from 0; default -1, the last'),
-        '--query': dict(type=parse_pair, metavar='ROW,COL', help='which patch looks (default: the object, or centre)'),
-        '--query-pixel': dict(type=parse_pair, metavar='ROW,COL', help='the patch that looks, by a pixel of it'),
+        '--query': dict(type=MADE.parse_pair, metavar='ROW,COL', help='which patch looks (default: object or centre)'),
+        '--query-pixel': dict(type=MADE.parse_pair, metavar='ROW,COL', help='the patch that looks, by a pixel of it'),
         '--draws': dict(type=int, default=2000, metavar='N', help='how many masks (default 2000)'),
         '--decoder': dict(metavar='FILE', help="OpenAI's decoder.pkl, for the DALL-E tokenizer, which has none"),
         '--absolute': dict(action='store_true', help='how alike the absolute positions are'),
@@ -27,14 +28,14 @@ def main() -> None:
         '--seed': dict(type=int, default=0, help='of what is drawn at random (default 0)'),
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__)
-    kinds = parser.add_subparsers(dest='kind', metavar=f'{{{",".join([*KINDS, "all"])}}}', required=True)
-    for kind, takes in TAKES.items():
+    kinds = parser.add_subparsers(dest='kind', metavar=f'{{{",".join(MADE.TAKES)}}}', required=True)
+    for kind, takes in MADE.TAKES.items():
         command = kinds.add_parser(kind, help='every one that the config has' if kind == 'all' else None)
         command.add_argument('config', help='path of a config file')
         command.add_argument('checkpoint', nargs='?', help='weights of its model, or of one with the same backbone')
         for name in takes:
             flag = '--' + name.replace('_', '-')
-            command.add_argument(flag, **options[flag])
+            command.add_argument(flag, **flags[flag])
         command.add_argument(
             '--out', metavar='PNG', help='the picture; for `all` a folder (default: work_dirs/pictures)'
         )
@@ -43,8 +44,12 @@ def main() -> None:
         command.add_argument(
             '--trust-checkpoint', action='store_true', dest='trusted', help='it holds Python objects: let it run code'
         )
+    options = vars(parser.parse_args())
+    from beit_mm.benchmark.pictures.gallery import show
+    from beit_mm.engine.launch import terse_terminal
+
     terse_terminal()
-    print('\n'.join(show(**vars(parser.parse_args()))))
+    print('\n'.join(show(**options)))
 
 
 if __name__ == '__main__':

@@ -102,6 +102,9 @@ def ready(
     chosen = choose(stages, only, path)
     anew = to_run_anew(stages, rerun, path)
     lacking = lacking_files(chosen, path, skip_missing, anew)
+    if lacking.issuperset(chosen):
+        absent = _in_words(missing(chosen))[:-1]
+        raise ConfigError('\n'.join([f'{path}: --skip-missing leaves nothing to run; not there:', *absent]))
     refuse_stale({stage: state for stage, state in states(stages, lacking).items() if stage not in anew}, path)
     return chosen, lacking, anew
 
@@ -231,7 +234,8 @@ def _say_what_there_is(chosen: list, found: dict, jobs: int, devices: list[str] 
     )
     for stage in chosen:
         if found[stage].name == 'missing':
-            print(f'{stage.name} (seed {stage.seed}) is left out: it {found[stage].text}', flush=True)
+            files = ', '.join(file for file, (_, users) in missing([stage]).items())
+            print(f'{stage.name} (seed {stage.seed}) is left out: it needs {files}', flush=True)
     for note in dict.fromkeys(note for stage in chosen if (note := batch_note(stage))):
         print(f'beware: {note}', flush=True)
 

@@ -150,7 +150,10 @@ def board(records: Sequence[Record]) -> Board:
     notes: list[str] = []
     made = [_row(found, notes) for found in groups.values()]
     made = _told_apart(made, notes)
-    made = [row._replace(baseline=_baseline(row, made)) for row in made]
+    kin: dict[tuple, list[Row]] = defaultdict(list)  # what a row may be compared with, by kind and protocol
+    for row in made:
+        kin[row[:7], row.protocol].append(row)
+    made = [row._replace(baseline=_baseline(row, kin[row[:7], baseline_of(row.protocol)])) for row in made]
     order = {task: i for i, task in enumerate(TASKS)}
     made.sort(key=lambda r: (order.get(r.task, len(order)), r.dataset, r.num_images, r.metric, sign(r.metric) * r.mean))
     return Board(made, notes)
@@ -222,11 +225,10 @@ def _told_apart(made: list[Row], notes: list[str]) -> list[Row]:
     return result
 
 
-def _baseline(row: Row, made: Sequence[Row]) -> Row | None:
-    """The best row that `row` is compared with; None for rows that are baselines, and where no seed is in common."""
-    wanted = baseline_of(row.protocol)
-    others = [other for other in made if other[:7] == row[:7] and other.protocol == wanted and not row.is_baseline]
-    others = [other for other in others if set(other.values) & set(row.values)]
+def _baseline(row: Row, kin: Sequence[Row]) -> Row | None:
+    """The best of `kin` in a seed of the row's; None for rows that are baselines, and where no seed is in common."""
+    seeds = set() if row.is_baseline else set(row.values)
+    others = [other for other in kin if seeds & set(other.values)]
     return min(others, key=lambda other: sign(row.metric) * other.mean, default=None)
 
 

@@ -39,7 +39,11 @@ def devices_of(text: str | None) -> list[str] | None:
         names = [name.strip() for name in text.split(',') if name.strip()]
         if len(set(names)) < len(names) or not names:
             raise ConfigError(f'--devices {text}: write each once, as 0,1,2; or none')
-        return None if names == ['none'] else names
+        if names == ['none']:
+            return None
+        if not torch.cuda.device_count():
+            raise ConfigError(f'--devices {text}: torch sees no GPU here; without --devices the stages share the cores')
+        return names
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     count = torch.cuda.device_count()
     return (visible.split(',') if visible else [str(i) for i in range(count)]) if count else None

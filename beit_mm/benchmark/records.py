@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -78,7 +79,7 @@ class Record:
         """The record as it is written."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False) + '\n'
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """What names the record: the first digits of its text's sha256."""
         return digest_of(self.text)

@@ -29,9 +29,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..checkpoints.load import made_by
 from ..engine.configs import load_config
 from ..engine.errors import ConfigError
-from ..engine.launch import made_by
 from .fields import OF_STAGE, OF_SUITE, check_fields
 from .grid import expand
 
@@ -87,6 +87,8 @@ def read_suite(path: str | Path) -> dict:
     except Exception as error:  # a suite is Python: it can raise anything
         raise ConfigError(f'{path}: cannot be read: {type(error).__name__}: {error}') from error
     suite = {key: value for key, value in content.items() if not key.startswith('_')}
+    if 'model' in suite and not {'stages', 'backbones'} & set(suite):
+        raise ConfigError(f'{path}: the config of one training, no suite: python tools/train.py {path}')
     check_fields(suite, OF_SUITE, f'{path}')
     lacking = [key for key in ('title', 'note', 'root') if not isinstance(suite.get(key), str)]
     if lacking:

@@ -20,10 +20,12 @@ import torch
 from mmengine.dist import is_main_process
 
 from ..checkpoints.load import sha256
+from ..door import door
 from ..engine.checkpointing import latest_checkpoint
 from ..engine.configs import load_config
 from ..engine.errors import ConfigError
-from ..engine.launch import door, evaluate, run
+from ..engine.launch import evaluate, run
+from ..engine.memory import keep_freed_memory
 from .evaluation import record_of
 from .records import write
 from .state import LOG, SETTINGS, Lock, now, read_json, write_json
@@ -74,6 +76,7 @@ def run_stage(work_dir: Path) -> None:
 def _run(work_dir: Path, launcher: str = 'none') -> None:
     """Train unless only a test is wanted, test unless there is nothing to test on, and leave done.json."""
     began = time.time()
+    keep_freed_memory()
     stage = read_json(work_dir / 'stage.json')
     if stage is None:
         raise ConfigError(f'{work_dir / "stage.json"}: is missing or damaged; the benchmark writes it')

@@ -17,6 +17,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
+from ..compat import CONFIG_ROOT
 from .arrays import STAND_INS
 from .convert import ConversionReport, convert_state_dict
 from .errors import CheckpointError
@@ -130,6 +131,15 @@ def not_weights(path: Path) -> str:
     return next((said for starts, said in SIGNATURES if text.startswith(starts)), '')
 
 
+def made_by(checkpoint: str | os.PathLike) -> str:
+    """For a missing work_dirs/<config>/... of one of our configs: the command that leaves it; else nothing."""
+    path = Path(checkpoint)
+    configs = sorted(CONFIG_ROOT.glob(f'*/{path.parent.name}.py'))
+    if path.is_file() or not configs:
+        return ''
+    return f'. It is what this leaves: python tools/train.py configs/{configs[0].relative_to(CONFIG_ROOT)}'
+
+
 def read(filename: str | os.PathLike, map_location=None) -> dict:
     """Read a .pth, .safetensors or .pdparams file, or address, with `weights_only=True`, whatever the environment says.
 
@@ -140,7 +150,7 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
         hint = f'; that folder has {", ".join(near)}' if near else ''
-        raise CheckpointError(f'{path}: there is no such checkpoint{hint}')
+        raise CheckpointError(f'{path}: there is no such checkpoint{hint}{made_by(path)}')
     if said := not_weights(path):
         raise CheckpointError(f'{path}: {said}')
     if path.suffix == '.pdparams':

@@ -10,8 +10,7 @@ from PIL import Image
 
 from . import embedded
 from .datasets import CIFAR10
-
-FORMATS = ('imagefolder', 'ade20k', 'cifar')
+from .layouts import EXPORTED
 
 
 def _save_png(array: np.ndarray, path: Path) -> None:
@@ -72,9 +71,9 @@ def export_cifar(out: Path, counts: dict[str, int], size: int, grey: bool, seed:
 
 
 def export(out: str | Path, kind: str, train: int, val: int, size: int = 64, grey: bool = False, seed: int = 0) -> int:
-    """Write `train` + `val` scenes in one of FORMATS below `out`, with CREDITS.txt; returns the number of images."""
-    if kind not in FORMATS:
-        raise ValueError(f'format {kind!r} is none of {", ".join(FORMATS)}')
+    """Write `train` + `val` scenes in one of EXPORTED below `out`, with CREDITS.txt; returns the number of images."""
+    if kind not in EXPORTED:
+        raise ValueError(f'format {kind!r} is none of {", ".join(EXPORTED)}')
     if train < 5 or val < 1:
         raise ValueError(f'train={train}, val={val}: write at least 5 training images and 1 validation image')
     out = Path(out)

@@ -8,8 +8,6 @@ validation set is in these numbers. Everybody else's labels are 0..999, places i
 import re
 from collections.abc import Iterable
 
-from timm.data import ImageNetInfo
-
 SYNSET = re.compile(r'n\d{8}')
 NUM_CLASSES, NUM_TRAIN, NUM_VAL = 1000, 1_281_167, 50_000
 VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})\.JPEG', re.IGNORECASE)
@@ -35,6 +33,8 @@ REMEDIES = {
 
 def imagenet_synsets() -> list[str]:
     """The 1,000 synset ids of ILSVRC 2012 in the order that weights and leaderboards mean: sorted."""
+    from timm.data import ImageNetInfo  # seconds to import
+
     return ImageNetInfo('imagenet-1k').label_names()
 
 

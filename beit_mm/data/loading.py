@@ -1,10 +1,12 @@
 """Reading images: pictures by Pillow, TIFF by tifffile, .npy by NumPy; and what happens to files that cannot be read.
 
-Pillow refuses a JPEG that was cut off; OpenCV fills the missing part with grey and says nothing.
+Pillow refuses a JPEG that was cut off; OpenCV fills the missing part with grey and says nothing, so it is given whole
+files only.
 """
 
 import atexit
 import functools
+import importlib.util
 import io
 import os
 import tempfile
@@ -23,6 +25,8 @@ from ..registry import TRANSFORMS
 TIFF, NPY = ('.tif', '.tiff'), ('.npy',)
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.webp', '.gif', *TIFF, *NPY)
 COLOR_TYPES = ('color', 'grayscale', 'unchanged')
+DECODERS = ('pillow', 'opencv', 'simplejpeg', 'auto')
+JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
 PNG_DEPTH = 24  # the byte of a PNG that says how many bits a band has
 PLAIN_MODES = ('L', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'I;16', 'F')  # Pillow's, of which an array is what the file holds
 
@@ -31,27 +35,42 @@ class UnreadableImage(ValueError):
     """A file that is no image, is cut off, or is of a kind that cannot be decoded here; the message names it."""
 
 
-def read_image(path: str, color_type: str = 'color', npy_axes: str = 'HWC', backend_args: dict | None = None):
+def read_image(
+    path: str,
+    color_type: str = 'color',
+    npy_axes: str = 'HWC',
+    backend_args: dict | None = None,
+    decoder: str = 'pillow',
+    channel_order: str = 'rgb',
+) -> np.ndarray:
     """The file as (H, W, C): uint8 where it holds 8 bits, else float32, in which 16-bit integers are exact.
 
     .tif, .tiff and .npy come as they are stored, every band; npy_axes says what the axes of a 3-D .npy are. Any other
     file is a picture: `color` makes it RGB with 8 bits (grey repeated, palette resolved, alpha dropped, CMYK converted,
     16 bits scaled), `grayscale` one band of 8 bits, and `unchanged` keeps bands and bits. No EXIF rotation, as in the
-    official code. Raises UnreadableImage, and OSError where there is no such file.
+    official code. decoder, of JPEG in `color`: `pillow`, `opencv` or `simplejpeg`. Three bands by `color` come in
+    channel_order, `rgb` or `bgr`. Raises UnreadableImage, and OSError where there is no such file.
     """
     content = fileio.get(path, backend_args=backend_args)
     suffix = Path(path).suffix.lower()
     try:
         if suffix in NPY:
-            return _uniform(_bands_last(np.load(io.BytesIO(content), allow_pickle=False), npy_axes))
-        if suffix in TIFF:
-            return _uniform(_read_tiff(content))
-        return _read_picture(content, color_type)
+            image = _uniform(_bands_last(np.load(io.BytesIO(content), allow_pickle=False), npy_axes))
+        elif suffix in TIFF:
+            image = _uniform(_read_tiff(content))
+        else:
+            fast = decoder != 'pillow' and color_type == 'color' and content.startswith(JPEG_START)
+            image = _read_jpeg(content, decoder, channel_order) if fast else None
+            if image is not None:
+                return image
+            image = _read_picture(content, color_type)
     except Exception as error:  # damaged bytes make decoders raise struct.error, EOFError, SyntaxError, ...
         reason = str(error).replace('\n', ' ') or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):  # its text names a buffer in memory
             reason = 'of no known format' if content else 'the file is empty'
         raise UnreadableImage(f'{path}: not a readable image ({reason})') from error
+    turned = channel_order == 'bgr' and color_type == 'color' and image.shape[2] == 3
+    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if turned else image
 
 
 def _bands_last(array: np.ndarray, axes: str) -> np.ndarray:
@@ -125,6 +144,26 @@ def _read_picture(content: bytes, color_type: str) -> np.ndarray:
     return np.asarray(image.convert('RGB')).copy()  # Pillow's arrays are read-only
 
 
+def _read_jpeg(content: bytes, decoder: str, channel_order: str) -> np.ndarray | None:
+    """(H, W, 3) of a whole JPEG, grey or in colour; None for what is left to Pillow: CMYK, and files without an end."""
+    if not content.endswith(JPEG_END):
+        return None
+    if decoder == 'simplejpeg':
+        import simplejpeg
+
+        try:
+            colours = simplejpeg.decode_jpeg_header(content)[2]
+            if colours in ('Gray', 'YCbCr', 'RGB'):
+                return simplejpeg.decode_jpeg(content, channel_order.upper())
+            return None
+        except ValueError:  # it knows fewer kinds of CMYK than Pillow, whose word on damaged files it is, too
+            return None
+    if Image.open(io.BytesIO(content)).mode not in ('L', 'RGB'):  # reads the header only
+        return None
+    order = cv2.IMREAD_COLOR_RGB if channel_order == 'rgb' else cv2.IMREAD_COLOR_BGR
+    return cv2.imdecode(np.frombuffer(content, np.uint8), order | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
 class SkipList:
     """Files that were passed over, with the reason: a text file that all data workers append to.
 
@@ -167,6 +206,10 @@ class LoadImage(BaseTransform):
     on_error: `stop` raises UnreadableImage with the file's name; `skip` returns None, whereupon `ImageList` takes the
         next image of its list (and mmengine's other data sets a random one), and the run's log says how many. Where
         test_mode is set nothing is skipped: a score over other images would be another score.
+    decoder: of JPEG in `color`: `pillow`, `opencv`, or `simplejpeg`, which is to be installed (pip install simplejpeg);
+        `auto` is simplejpeg where it is installed, else OpenCV. CMYK, files that were cut off, and what simplejpeg
+        refuses are Pillow's in any case; of files damaged inside, OpenCV reads a few that Pillow refuses. The wheels of
+        all three hold libjpeg-turbo and give the same pixels; other builds may round otherwise.
     """
 
     def __init__(
@@ -178,6 +221,7 @@ class LoadImage(BaseTransform):
         on_error: str = 'stop',
         to_float32: bool = False,
         backend_args: dict | None = None,
+        decoder: str = 'pillow',
     ) -> None:
         if color_type not in COLOR_TYPES:
             raise ValueError(f'LoadImage: color_type={color_type!r} is none of {", ".join(COLOR_TYPES)}')
@@ -189,6 +233,15 @@ class LoadImage(BaseTransform):
             raise ValueError(f'LoadImage: on_error={on_error!r} is neither stop nor skip')
         if bands is not None and (not bands or min(bands) < 0):
             raise ValueError(f'LoadImage: bands={bands!r} must be numbers from 0, at least one')
+        if decoder not in DECODERS:
+            raise ValueError(f'LoadImage: decoder={decoder!r} is none of {", ".join(DECODERS)}')
+        there = importlib.util.find_spec('simplejpeg') is not None
+        if decoder == 'simplejpeg' and not there:
+            raise ValueError(
+                "LoadImage: decoder='simplejpeg' needs a package that is not installed: pip install simplejpeg, or "
+                "decoder='auto', which does without"
+            )
+        self.decoder = ('simplejpeg' if there else 'opencv') if decoder == 'auto' else decoder
         self.color_type, self.channel_order, self.npy_axes = color_type, channel_order, npy_axes
         self.bands = list(bands) if bands is not None else None
         self.to_float32, self.backend_args = to_float32, backend_args
@@ -208,9 +261,7 @@ class LoadImage(BaseTransform):
         return results
 
     def read(self, path: str) -> np.ndarray:
-        image = read_image(path, self.color_type, self.npy_axes, self.backend_args)
-        if self.channel_order == 'bgr' and self.color_type == 'color' and image.shape[2] == 3:
-            image = image[..., ::-1]
+        image = read_image(path, self.color_type, self.npy_axes, self.backend_args, self.decoder, self.channel_order)
         if self.bands is not None:
             if max(self.bands) >= image.shape[2]:
                 raise ValueError(
@@ -222,6 +273,6 @@ class LoadImage(BaseTransform):
 
     def __repr__(self) -> str:
         return (
-            f'LoadImage({self.color_type}, bands={self.bands}, {self.channel_order}, '
+            f'LoadImage({self.color_type}, bands={self.bands}, {self.channel_order}, {self.decoder}, '
             f'on_error={"skip" if self.skips else "stop"})'
         )

@@ -5,11 +5,13 @@ and metrics pass over 255. ADE20K's files are shifted by one, 0 being "other": `
 and nowhere else, turns 0 into 255 and 1 into 0.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
@@ -21,6 +23,8 @@ from .loading import EXTENSIONS, NPY, TIFF, UnreadableImage, read_image
 from .verify import few, images_below
 
 IGNORED = 255  # in a mask: does not count
+MEANING = ('mask_values', 'ignored_values', 'reduce_zero_label', 'label_map', 'num_classes')  # of a file's numbers
+PNG_KIND, GREY_OF_8_BITS = slice(24, 26), b'\x08\x00'  # bytes of a PNG
 SHOWN_VALUES = 8  # of a mask, in a message
 
 
@@ -29,10 +33,15 @@ class MaskError(ValueError):
 
 
 def read_mask(path: str, backend_args: dict | None = None) -> np.ndarray:
-    """The file's numbers: (H, W), or (H, W, bands) of a coloured one; integers. Palettes are left as indices.
+    """The file's numbers: (H, W), or (H, W, bands) of a coloured one; int64. Palettes are left as indices.
 
     Raises MaskError for fractions and JPEG, and UnreadableImage for what is no image.
     """
+    return _as_stored(path, backend_args).astype(np.int64)
+
+
+def _as_stored(path: str, backend_args: dict | None) -> np.ndarray:
+    """`read_mask` in the file's own type: uint8, of nearly every mask, is an eighth of the memory."""
     suffix = Path(path).suffix.lower()
     if suffix in ('.jpg', '.jpeg'):
         raise MaskError(f'{path}: a JPEG does not keep the ids of a mask; write masks as PNG')
@@ -40,12 +49,15 @@ def read_mask(path: str, backend_args: dict | None = None) -> np.ndarray:
         array = read_image(path, backend_args=backend_args)
         if not np.array_equal(array, np.round(array)):
             raise MaskError(f'{path}: holds fractions, and a mask holds class indices')
-        array = array.astype(np.int64)
         return array[..., 0] if array.shape[2] == 1 else array
     content = fileio.get(path, backend_args=backend_args)
+    if content.startswith(b'\x89PNG') and content[PNG_KIND] == GREY_OF_8_BITS:
+        array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if array is not None and array.ndim == 2:  # else damaged, which is for Pillow to say
+            return array
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.getchannel('L') if image.mode == 'LA' else image).astype(np.int64)
+            return np.asarray(image.getchannel('L') if image.mode == 'LA' else image)
     except Exception as error:  # damaged bytes make decoders raise anything
         reason = str(error) if content and not isinstance(error, Image.UnidentifiedImageError) else 'of no known format'
         raise UnreadableImage(f'{path}: not a readable mask ({reason})') from error
@@ -106,6 +118,7 @@ class LoadMask(BaseTransform):
 
     def __init__(self, backend_args: dict | None = None) -> None:
         self.backend_args = backend_args
+        self.tables: dict[str, tuple[np.ndarray, int | None]] = {}
 
     def transform(self, results: dict) -> dict:
         path = results.get('seg_map_path')
@@ -116,13 +129,40 @@ class LoadMask(BaseTransform):
                 f'{results.get("img_path")}: the data set names no mask for it: '
                 f"data_prefix=dict(img_path='...', seg_map_path='...')"
             )
-        mask = read_mask(path, self.backend_args)
+        mask = _as_stored(path, self.backend_args)
         shape = results.get('ori_shape')
         if shape is not None and mask.shape[:2] != tuple(shape[:2]):
             raise MaskError(
                 f'{path}: the mask is {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image '
                 f'{results.get("img_path")} {shape[0]} x {shape[1]}: they must be of one size'
             )
+        classes = self._by_table(mask, results) if mask.dtype == np.uint8 and mask.ndim == 2 else None
+        if classes is None:
+            classes = self._classes(mask.astype(np.int64), results, path).astype(np.uint8)
+        results['gt_seg_map'] = classes
+        results.setdefault('seg_fields', []).append('gt_seg_map')
+        return results
+
+    def _by_table(self, mask: np.ndarray, results: dict) -> np.ndarray | None:
+        """`_classes` of (H, W) uint8 as (H, W) uint8; None where a value must not be there."""
+        key = repr([results.get(name) for name in MEANING])
+        if key not in self.tables:
+            self.tables[key] = self._table(results)
+        table, wrong = self.tables[key]
+        classes = cv2.LUT(mask, table)
+        return None if wrong is not None and (classes == wrong).any() else classes
+
+    def _table(self, results: dict) -> tuple[np.ndarray, int | None]:
+        """(256,) uint8, `_classes` of each value, and what stands in it for those that are refused, if any are."""
+        found = {}
+        for value in range(256):
+            with contextlib.suppress(MaskError):
+                found[value] = int(self._classes(np.array([[value]]), results, '')[0, 0].astype(np.uint8))
+        wrong = next(iter(set(range(256)) - set(found.values()))) if len(found) < 256 else None
+        return np.array([found.get(value, wrong) for value in range(256)], np.uint8), wrong
+
+    def _classes(self, mask: np.ndarray, results: dict, path: str) -> np.ndarray:
+        """The file's numbers (H, W), or colours (H, W, bands) -> class indices and 255."""
         values = results.get('mask_values')
         if values is not None:
             mask = to_classes(mask, values, path, results.get('ignored_values') or ())
@@ -139,9 +179,7 @@ class LoadMask(BaseTransform):
             table = np.full(IGNORED + 1, IGNORED)
             table[list(results['label_map'])] = list(results['label_map'].values())
             mask = table[mask]
-        results['gt_seg_map'] = mask.astype(np.uint8)
-        results.setdefault('seg_fields', []).append('gt_seg_map')
-        return results
+        return mask
 
     @staticmethod
     def _check(mask: np.ndarray, results: dict, path: str) -> None:

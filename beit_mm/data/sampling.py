@@ -40,10 +40,14 @@ def generator_of(results: dict, purpose: str) -> np.random.Generator:
     """The generator of one sample for one purpose (a transform's name), so that transforms draw apart.
 
     A sample from another sampler has no key: then from NumPy's global generator, which mmengine seeds per worker.
+    A sample of which only so many views are made, `num_views`, gets the same numbers again after as many epochs.
     """
     key = getattr(results.get('sample_idx'), 'key', None)
     if key is None:
         return np.random.default_rng(np.random.randint(0, 2**31, size=4))
+    if num_views := results.get('num_views'):
+        seed, epoch, index = key
+        key = (seed, epoch % num_views, index)
     return np.random.default_rng([*key, zlib.crc32(purpose.encode())])
 
 

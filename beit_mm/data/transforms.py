@@ -4,15 +4,20 @@ In the official order: jitter, flip, one crop, two sizes. What a sample gets dep
 where the sampler is one of sampling.py.
 
 Images come and go as (H, W, C) arrays under `img`, in the channel order that they were loaded in.
+
+The official code works by Pillow. OpenCV and torch do the same in a third of the time, and round a few values to the
+next number: `ColorJitter` and `TwoViewCrop` say how many, and with `exact=True` are Pillow's to the last bit.
 """
 
 import math
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from PIL import Image, ImageEnhance
+from torch.nn import functional as F
 
 from ..ops.masking import blockwise_mask, random_mask
 from ..registry import TRANSFORMS
@@ -24,6 +29,11 @@ FILTERS = dict(
     bicubic=Image.Resampling.BICUBIC,
     lanczos=Image.Resampling.LANCZOS,
 )
+IN_TORCH = {name for name in FILTERS if name != 'nearest'}
+if not hasattr(torch.ops.aten, '_upsample_lanczos2d_aa'):
+    IN_TORCH -= {'lanczos'}
+ROUND_DOWN = 2.0**-12 - 0.5  # added before OpenCV rounds to the nearest: Pillow cuts off
+LUMA = np.array([19595, 38470, 7471]) / 65536  # Pillow's grey of R, G, B
 CROP_ATTEMPTS = 10  # official transforms.py: then the largest centre crop of an allowed ratio
 
 
@@ -53,26 +63,44 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
     return np.stack([np.asarray(band.resize((width, height), kernel)) for band in bands], axis=-1)
 
 
+def resize_by_torch(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """`resize` of (H, W, 3) uint8 by torch: the same kernels, in weights of 16 bits where Pillow's have 32."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    return F.interpolate(pixels, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
+
+
 @TRANSFORMS.register_module()
 class ColorJitter(BaseTransform):
     """Change brightness, contrast and saturation of `img` (uint8, 1 or 3 bands) by random factors in random order.
 
     Each factor is uniform in [max(0, 1 - x), 1 + x]. `img` is RGB: for grey values as OpenCV loads (BGR), set
     `channel_order='bgr'`. Source: official datasets.py (torchvision's ColorJitter on Pillow images, no hue).
+
+    exact: by Pillow, as the official code. Else each of the three is one colour matrix of OpenCV, cut off to 0..255
+        after each as Pillow does, contrast about the mean grey of the whole image as it then is; but greys are not
+        rounded in between: over draws of photographs and noise 0.1 grey levels of 255 from Pillow's in the mean, 8 %
+        of the values by 1 or more, 3 at most.
     """
 
     ENHANCERS = dict(brightness=ImageEnhance.Brightness, contrast=ImageEnhance.Contrast, saturation=ImageEnhance.Color)
 
     def __init__(
-        self, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, channel_order: str = 'rgb'
+        self,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        channel_order: str = 'rgb',
+        exact: bool = False,
     ) -> None:
         self.strengths = dict(brightness=brightness, contrast=contrast, saturation=saturation)
         for name, strength in self.strengths.items():
             if strength < 0:
                 raise ValueError(f'ColorJitter: {name}={strength} must be 0 or more')
+        strengths = np.array(list(self.strengths.values()))
+        self.limits = np.maximum(1 - strengths, 0), 1 + strengths
         if channel_order not in ('rgb', 'bgr'):
             raise ValueError(f'ColorJitter: channel_order={channel_order!r} is neither rgb nor bgr')
-        self.step = 1 if channel_order == 'rgb' else -1
+        self.channel_order, self.exact = channel_order, exact
 
     def transform(self, results: dict) -> dict:
         image = results['img']
@@ -82,19 +110,39 @@ class ColorJitter(BaseTransform):
                 f'leave it out for other data'
             )
         rng = generator_of(results, 'ColorJitter')
-        factors = {name: rng.uniform(max(0.0, 1 - x), 1 + x) for name, x in self.strengths.items()}
+        factors = dict(zip(self.strengths, rng.uniform(*self.limits).tolist(), strict=True))
         order = [list(factors)[i] for i in rng.permutation(len(factors))]
         results['img'] = self.apply(image, {name: factors[name] for name in order if self.strengths[name]})
         return results
 
     def apply(self, image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
         """Apply the factors, {'brightness' | 'contrast' | 'saturation': factor}, in their order."""
-        pixels = image[..., :: self.step] if image.shape[2:] == (3,) else image.reshape(image.shape[:2])
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        coloured = image.shape[2:] == (3,)
+        pixels = np.ascontiguousarray(image) if coloured else np.ascontiguousarray(image).reshape(image.shape[:2])
+        for_pillow = self.exact and coloured and self.channel_order == 'bgr'
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if for_pillow else pixels
+        changed = self._by_pillow(pixels, factors) if self.exact else self._by_opencv(pixels, factors)
+        return cv2.cvtColor(changed, cv2.COLOR_RGB2BGR) if for_pillow else changed.reshape(image.shape)
+
+    def _by_pillow(self, image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
+        picture = Image.fromarray(image)
         for name, factor in factors.items():
             picture = self.ENHANCERS[name](picture).enhance(factor)
-        changed = np.asarray(picture)
-        return changed[..., :: self.step] if changed.ndim == 3 else changed.reshape(image.shape)
+        return np.asarray(picture)
+
+    def _by_opencv(self, image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
+        luma = np.array([1.0]) if image.ndim == 2 else LUMA if self.channel_order == 'rgb' else LUMA[::-1]
+        bands = len(luma)
+        for name, factor in factors.items():
+            matrix = np.zeros((bands, bands + 1))
+            matrix.flat[:: bands + 2] = factor
+            matrix[:, bands] = ROUND_DOWN
+            if name == 'saturation':  # towards each pixel's grey
+                matrix[:, :bands] += (1 - factor) * luma
+            elif name == 'contrast':  # towards the image's
+                matrix[:, bands] += (1 - factor) * int(luma @ cv2.mean(image)[:bands] + 0.5)
+            image = cv2.transform(image, matrix)
+        return image
 
     def __repr__(self) -> str:
         return f'ColorJitter({self.strengths})'
@@ -107,6 +155,10 @@ class TwoViewCrop(BaseTransform):
     flip: probability of mirroring both views, left to right.
     patches_size, tokens_size: sides in pixels; None leaves that view out (a tokenizer is trained on one).
     scale (1, 1) with ratio (1, 1) takes the largest centred square, which is what evaluation wants.
+    exact: resize by Pillow, as the official code; as it is for all data but three bands of 8 bits. Else by torch,
+        whose weights of Pillow's kernels have 16 bits: 0.3 % of the values are 1 grey level off, 2 at most. Pillow 13
+        resizes tall boxes down first and then across, older ones and torch all across first: between the two
+        isolated pixels at sharp edges differ by a dozen levels (0.02 in the mean of photographs).
     Source: official transforms.py, RandomResizedCropAndInterpolationWithTwoPic.
     """
 
@@ -119,6 +171,7 @@ class TwoViewCrop(BaseTransform):
         interpolation: str = 'bicubic',
         tokens_interpolation: str = 'lanczos',
         flip: float = 0.0,
+        exact: bool = False,
     ) -> None:
         for name in (interpolation, tokens_interpolation):
             if name not in FILTERS:
@@ -133,7 +186,7 @@ class TwoViewCrop(BaseTransform):
         for name, (low, high) in dict(scale=scale, ratio=ratio).items():
             if not 0 < low <= high or (name == 'scale' and high > 1):
                 raise ValueError(f'TwoViewCrop: {name}=({low}, {high}) must rise from above 0, a scale to at most 1')
-        self.scale, self.ratio, self.flip = scale, ratio, flip
+        self.scale, self.ratio, self.flip, self.exact = scale, ratio, flip, exact
 
     def transform(self, results: dict) -> dict:
         image = results['img'] if results['img'].ndim == 3 else results['img'][..., None]
@@ -141,9 +194,15 @@ class TwoViewCrop(BaseTransform):
         flipped = rng.random() < self.flip
         top, left, h, w = random_resized_box(rng, *image.shape[:2], self.scale, self.ratio)
         box = image[top : top + h, left : left + w]
-        box = box[:, ::-1] if flipped else box  # the box of a mirrored image has the same law
+        fast = not self.exact and box.dtype == np.uint8 and box.shape[2] == 3
+        if flipped:  # the box of a mirrored image has the same law
+            box = cv2.flip(box, 1) if fast else box[:, ::-1]
+        box = np.ascontiguousarray(box)
         for view, (size, interpolation) in self.views.items():
-            results[view] = resize(box, (size, size), interpolation)
+            if view == 'tokens_view' and 'tokens' in results:
+                continue  # computed before (tokens.py)
+            by_torch = fast and interpolation in IN_TORCH
+            results[view] = (resize_by_torch if by_torch else resize)(box, (size, size), interpolation)
         return results
 
     def __repr__(self) -> str:

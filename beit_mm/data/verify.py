@@ -19,6 +19,7 @@ from . import ilsvrc
 from .cifar import CIFAR10, CIFAR100
 from .ilsvrc import SYNSET, imagenet_synsets
 from .images import Entry, read_list
+from .layouts import VERIFIED
 from .loading import EXTENSIONS, read_image
 
 SHOWN = 5  # names in a message
@@ -379,22 +380,18 @@ def verify_ade20k(root: Path, scope: Scope, report: Report) -> None:
             )
 
 
-FORMATS = dict(
-    imagenet=verify_imagenet,
-    imagefolder=verify_imagefolder,
-    list=verify_list,
-    cifar=verify_cifar,
-    ade20k=verify_ade20k,
+CHECKS = dict(
+    zip(VERIFIED, (verify_imagenet, verify_imagefolder, verify_list, verify_cifar, verify_ade20k), strict=True)
 )
 
 
 def verify(root: str | Path, form: str, scope: Scope | None = None) -> Report:
-    """Check a data set of one of FORMATS. Raises FileNotFoundError where there is no such folder."""
+    """Check a data set of one of VERIFIED. Raises FileNotFoundError where there is no such folder."""
     root = Path(root)
-    if form not in FORMATS:
-        raise ValueError(f'format {form!r} is none of {", ".join(FORMATS)}')
+    if form not in VERIFIED:
+        raise ValueError(f'format {form!r} is none of {", ".join(VERIFIED)}')
     if not root.is_dir():
         raise FileNotFoundError(f'{root}: there is no such folder')
     report = Report()
-    FORMATS[form](root, scope or Scope(), report)
+    CHECKS[form](root, scope or Scope(), report)
     return report

@@ -1,5 +1,7 @@
 """Training and evaluation around MMEngine's Runner. Importing registers hooks, metrics and optimizers."""
 
-from . import accumulation, amp, data_check, device, hooks, logs, metrics, optim, probing, showing
+from . import accumulation, amp, data_check, device, hooks, logs, metrics, optim, probing, showing, tokens
 
-__all__ = ['accumulation', 'amp', 'data_check', 'device', 'hooks', 'logs', 'metrics', 'optim', 'probing', 'showing']
+__all__ = [
+    'accumulation', 'amp', 'data_check', 'device', 'hooks', 'logs', 'metrics', 'optim', 'probing', 'showing', 'tokens',
+]  # fmt: skip

@@ -265,4 +265,6 @@ def _check_new_key(node: dict, walked: str, part: str, dotted: str, path: str | 
         return
     near = difflib.get_close_matches(part, choices, n=1, cutoff=0.5)
     hint = f'; did you mean `{walked + "." if walked else ""}{near[0]}`?' if near else ''
+    if not near and walked:
+        hint = f'; there are {", ".join(sorted(choices))}'
     raise ConfigError(f'{path}: --cfg-options {dotted}: there is no `{part}` in {walked or "the config"}{hint}')

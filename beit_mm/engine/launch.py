@@ -1,17 +1,14 @@
 """From a config file to a finished run: what `tools/train.py` and `tools/test.py` call."""
 
-import contextlib
 import copy
 import functools
 import logging
 import os
 import random
-import sys
 import tempfile
+import textwrap
 import time
-import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,9 +19,9 @@ from mmengine.runner import Runner
 
 from ..checkpoints.fit import as_ours
 from ..checkpoints.load import CheckpointError, read, state_dict_of, trust
-from ..compat import CONFIG_ROOT
 from .amp import with_amp
 from .checkpointing import TO_EVALUATE, latest_checkpoint, model_of, warn_of_preprocessing
+from .compiling import compile_backbone, uncompile
 from .configs import ConfigError
 from .device import suit_device
 
@@ -34,6 +31,7 @@ SAFETY_HOOKS = [
     dict(type='beit_mm.ProgressHook'),
     dict(type='beit_mm.UnreadableImagesHook'),
     dict(type='beit_mm.DataCheckHook'),
+    dict(type='beit_mm.TokenCacheHook'),
 ]
 
 
@@ -58,6 +56,7 @@ def prepare(
     name = Path(config.filename).stem if config.filename else 'run'
     config.work_dir = str(work_dir or config.get('work_dir') or Path('work_dirs') / name)
     check_writable(Path(config.work_dir))
+    check_launcher(launcher)
     config.launcher = launcher
     if launcher != 'none' and not torch.cuda.is_available():
         config.setdefault('model_wrapper_cfg', dict(type='beit_mm.DistributedOnCPU'))
@@ -83,10 +82,7 @@ def prepare(
     if trust_checkpoint:
         trust(config.load_from)
     if config.get('load_from'):
-        try:
-            read(config.load_from, map_location='cpu')  # its errors belong before the model is built
-        except CheckpointError as error:
-            raise CheckpointError(f'{error}{made_by(config.load_from)}') from error
+        read(config.load_from, map_location='cpu')  # its errors belong before the model is built
     if amp:
         config.optim_wrapper = with_amp(config.optim_wrapper, amp)
     suit_device(config)
@@ -104,13 +100,18 @@ def prepare(
     return config
 
 
-def made_by(checkpoint: str) -> str:
-    """For a missing work_dirs/<config>/... of one of our configs: the command that leaves it; else nothing."""
-    path = Path(checkpoint)
-    configs = sorted(CONFIG_ROOT.glob(f'*/{path.parent.name}.py'))
-    if path.is_file() or not configs:
-        return ''
-    return f'. It is what this leaves: python tools/train.py configs/{configs[0].relative_to(CONFIG_ROOT)}'
+RANKS = {  # by launcher: the variable that says which process this is, and what sets it
+    'pytorch': ('RANK', 'torchrun --nproc_per_node=N tools/train.py ...'),
+    'slurm': ('SLURM_PROCID', 'srun python tools/train.py ...'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun -np N python tools/train.py ...'),
+}
+
+
+def check_launcher(launcher: str) -> None:
+    """Raise ConfigError for a launcher that did not start this process."""
+    variable, command = RANKS.get(launcher, (None, ''))
+    if variable and variable not in os.environ:
+        raise ConfigError(f'--launcher {launcher}: {variable} is not set, as it is in processes started by: {command}')
 
 
 NOISE = (  # of mmengine on the terminal; the log file has it all
@@ -122,6 +123,7 @@ NOISE = (  # of mmengine on the terminal; the log file has it all
     'The prefix is not set in metric class',
     'Distributed training is not used',
     'The `resume` flag is',
+    'Loads checkpoint by ',
 )
 
 
@@ -161,11 +163,13 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def run(config: Config, **wishes) -> Runner:
-    """Train what a checked config describes. `wishes` are `prepare`'s arguments."""
+def run(config: Config, compiled: bool = False, **wishes) -> Runner:
+    """Train what a checked config describes. compiled: its backbone. `wishes` are `prepare`'s arguments."""
     terse_terminal()
     config = prepare(config, **wishes)
     runner = Runner.from_cfg(config)
+    if compiled:
+        compile_backbone(model_of(runner))
     runner.logger.info(f'seed {config.randomness["seed"]}, work_dir {config.work_dir}')
     started = time.perf_counter()
     runner.train()
@@ -202,11 +206,16 @@ def parts_of(dataset: dict) -> list[dict]:
 
 
 def evaluate(
-    config: Config, checkpoint: str, tta: bool = False, show_dir: str | None = None, **wishes
+    config: Config,
+    checkpoint: str,
+    tta: bool = False,
+    show_dir: str | None = None,
+    compiled: bool = False,
+    **wishes,
 ) -> tuple[Runner, dict[str, float], float]:
     """Load a checkpoint (every key must fit), test, and return (runner, metrics, seconds).
 
-    tta: over scales and flips. show_dir: write a picture of each segmented image there.
+    tta: over scales and flips. show_dir: write a picture of each segmented image there. compiled: the backbone.
     """
     terse_terminal()
     config = prepare(config, load_from=checkpoint, **wishes)
@@ -226,12 +235,15 @@ def evaluate(
     load_whole(model_of(runner), config, checkpoint)
     runner.cfg.load_from = runner._load_from = None
     runner._has_loaded = True
+    if compiled:
+        compile_backbone(model_of(runner), frozen=True)
     model = runner.model
     if tta:
         runner.model = merging(config, model_of(runner))
     started = time.perf_counter()
     metrics = {name: float(value) for name, value in runner.test().items()}
     runner.model = model
+    uncompile(model_of(runner))
     return runner, metrics, time.perf_counter() - started
 
 
@@ -249,55 +261,6 @@ def load_whole(model: torch.nn.Module, config: Config, checkpoint: str) -> dict:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        first = [line.strip() for line in str(error).splitlines()[1:4]]
+        first = [textwrap.shorten(line, 240, placeholder=' ...') for line in str(error).splitlines()[1:4]]
         raise CheckpointError(f'{checkpoint}: does not fit the model of this config: {" ".join(first)}') from error
     return meta
-
-
-def _write_traceback(text: str, mistake: bool) -> str:
-    """Put a traceback where its reader will look: the run's log file, else a file of its own. A mistake of the user's,
-    which its message explains, gets no file of its own: returns ''.
-    """
-    for logger in MMLogger._instance_dict.values():
-        for handler in logger.handlers:
-            if isinstance(handler, logging.FileHandler):
-                with open(handler.baseFilename, 'a') as file:
-                    file.write(text)
-                return handler.baseFilename
-    if mistake:
-        return ''
-    with tempfile.NamedTemporaryFile('w', prefix='beit_mm-', suffix='.log', delete=False) as file:
-        file.write(text)
-    return file.name
-
-
-MOST_LINES = 10  # of an error, on the terminal
-
-
-def door(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap a tool's main: a mistake ends in a few lines on stderr and exit code 1, its traceback in a log file."""
-
-    @functools.wraps(main)
-    def wrapped() -> None:
-        try:
-            main()
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()  # threads of gloo that outlive the rest abort the process
-        except KeyboardInterrupt:
-            print('interrupted', file=sys.stderr)
-            sys.exit(130)
-        except Exception as error:
-            with contextlib.suppress(BrokenPipeError):
-                mistake = type(error).__module__.startswith('beit_mm') or isinstance(error, OSError)
-                place = _write_traceback(traceback.format_exc(), mistake)
-                kind = '' if mistake else f'{type(error).__name__}: '
-                lines = str(error).strip().splitlines()
-                more = [f'... {len(lines) - MOST_LINES} lines more, in the log'] if len(lines) > MOST_LINES else []
-                message = '\n'.join([*lines[:MOST_LINES], *more])
-                where = f'\n(the traceback is in {place})' if place else ''
-                print(f'\nerror: {kind}{message}{where}', file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)  # not sys.exit: data workers that wait for a batch would hold it up
-
-    return wrapped

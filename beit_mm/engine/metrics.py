@@ -13,11 +13,13 @@ from PIL import Image
 
 from ..registry import METRICS
 
+BYTE = 256  # ids that one tells apart
+
 
 def areas(
     prediction: torch.Tensor, truth: torch.Tensor, num_classes: int, ignore: int = 255, name: str = 'a mask'
 ) -> torch.Tensor:
-    """(3, num_classes) int64: pixels that are right, true pixels, and predicted pixels, per class.
+    """(3, num_classes) int64: pixels that are right, true pixels, and predicted pixels, per class; exact.
 
     prediction, truth: (H, W) class indices; where the truth is `ignore` nothing counts. Raises ValueError, with `name`,
     for maps of different sizes and for classes that there are not.
@@ -27,18 +29,46 @@ def areas(
             f'{name}: its mask is {tuple(truth.shape)} pixels (height, width), what was predicted for its image '
             f'{tuple(prediction.shape)}: in a test pipeline masks are loaded after the resizing'
         )
+    if num_classes > BYTE or not (_within(truth, BYTE) and _within(prediction, num_classes)):
+        return _areas_of_any_ids(prediction, truth, num_classes, ignore, name)
+    pairs = torch.add(prediction.long(), truth.long(), alpha=num_classes)  # both classes of a pixel in one number
+    table = torch.bincount(pairs.flatten(), minlength=BYTE * num_classes).view(BYTE, num_classes)
+    if 0 <= ignore < BYTE:
+        table[ignore] = 0
+    of_truth = table.sum(dim=1)
+    if of_truth[num_classes:].any():
+        raise _no_such_class(name, 'holds', int(of_truth.nonzero().max()), num_classes, ignore)
+    return torch.stack([table.diagonal(), of_truth[:num_classes], table.sum(dim=0)])
+
+
+def _within(ids: torch.Tensor, number: int) -> bool:
+    """Whether there are ids, and all of them are in 0..number - 1."""
+    if not ids.numel():
+        return False
+    least, most = ids.aminmax()
+    return int(least) >= 0 and int(most) < number
+
+
+def _areas_of_any_ids(
+    prediction: torch.Tensor, truth: torch.Tensor, num_classes: int, ignore: int, name: str
+) -> torch.Tensor:
+    """As `areas`, for ids that a byte does not hold, and for what is none."""
     counted = truth != ignore
     truth, prediction = truth[counted].long(), prediction[counted].long()
     for what, found in (('holds', truth), ('was predicted as', prediction)):
         if len(found) and not 0 <= int(found.min()) <= int(found.max()) < num_classes:
             worst = int(found.min()) if int(found.min()) < 0 else int(found.max())
-            raise ValueError(
-                f'{name}: {what} class {worst}, and there are {num_classes} classes (0..{num_classes - 1}, and '
-                f'{ignore} to ignore): check num_classes, reduce_zero_label and the data set'
-            )
+            raise _no_such_class(name, what, worst, num_classes, ignore)
     return torch.stack([
         torch.bincount(part, minlength=num_classes) for part in (truth[truth == prediction], truth, prediction)
     ])  # fmt: skip
+
+
+def _no_such_class(name: str, what: str, worst: int, num_classes: int, ignore: int) -> ValueError:
+    return ValueError(
+        f'{name}: {what} class {worst}, and there are {num_classes} classes (0..{num_classes - 1}, and {ignore} to '
+        f'ignore): check num_classes, reduce_zero_label and the data set'
+    )
 
 
 SCORES = {'mIoU': ('IoU', 'Acc'), 'mDice': ('Dice', 'Acc'), 'mFscore': ('Fscore', 'Precision', 'Recall')}

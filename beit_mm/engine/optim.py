@@ -2,19 +2,23 @@
 
 A parameter of depth d (0 = stem, see `BEiTViT.get_layer_depth`) of n depths learns at decay^(n - 1 - d) times
 the learning rate. Schedules multiply that, so their floor must be relative: use `eta_min_ratio`.
+
+The optimizer is built in its fused form where torch has one for it and for the parameters' device.
 """
 
 import difflib
+import inspect
 import logging
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
-from timm.models import group_parameters
 from torch import nn
+from torch.optim import AdamW, Optimizer
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -79,6 +83,8 @@ def _depths(model: nn.Module) -> Callable[[str], tuple[int, int]]:
         except NotImplementedError as error:
             raise ValueError(f'layer decay: {type(backbone).__name__} does not say its layers; {WAY_OUT}') from error
         return lambda name: backbone.get_layer_depth(name, prefix)
+    from timm.models import group_parameters  # seconds to import
+
     groups = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # timm's way
     number = max(groups.values()) + 1
     last = [name for name, group in groups.items() if group == number - 1]
@@ -132,6 +138,57 @@ def describe(table: dict[str, Rates], decay: float, lr: float, weight_decay: flo
     return '\n'.join(lines)
 
 
+FORMS = ('fused', 'foreach', 'capturable', 'differentiable')  # of the same update, in torch.optim
+
+
+def build_optimizer(optimizer_cfg: dict, groups: list[dict]) -> Optimizer:
+    """The optimizer of a config over parameter groups; AdamW is fused: one kernel instead of a loop over tensors.
+
+    Its updates equal the loop's to 1e-6 (relative; tests/test_optim.py), and its state is the same. A config that
+    names any of FORMS has what it says: `fused=False` the loop, `fused=True` another optimizer's fused form. Where
+    there is no such kernel for an optimizer or a device, the usual form is taken, and the log says so.
+    A state that is loaded goes on in this optimizer's form, not in the one that it was saved in.
+    """
+    kind, config = optimizer_cfg['type'], dict(optimizer_cfg, params=groups)
+    kind = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    asked = any(optimizer_cfg.get(name) is not None for name in FORMS)
+    if kind and (optimizer_cfg.get('fused') or (kind is AdamW and not asked)):  # one that there is not, build names
+        reason = _no_fused(kind, groups)
+        if reason:
+            config.pop('fused', None)
+            print_log(f'{reason}: its usual form is taken', logger='current', level=logging.WARNING)
+        else:
+            config['fused'] = True
+    return _keeping_its_form(OPTIMIZERS.build(config))
+
+
+def _no_fused(kind: Callable[..., Optimizer], groups: list[dict]) -> str:
+    """Why torch has no fused form of an optimizer for the parameters of these groups; '' if it has one."""
+    name = getattr(kind, '__name__', kind)
+    if 'fused' not in inspect.signature(kind).parameters:
+        return f'{name} has no fused form'
+    # A step of its own for each kind of parameter: only torch knows for which devices and types it has kernels
+    for device, dtype in {(p.device, p.dtype) for group in groups for p in group['params']}:
+        trial = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+        trial.grad = torch.zeros_like(trial)
+        try:
+            kind([trial], lr=0.0, fused=True).step()
+        except (RuntimeError, NotImplementedError):
+            return f'{name} has no fused form for {dtype} on {device.type}'
+    return ''
+
+
+def _keeping_its_form(optimizer: Optimizer) -> Optimizer:
+    """A loaded state brings `fused` and `foreach` of the run that saved it: here they stay as they were built."""
+    forms = {name: optimizer.defaults[name] for name in FORMS if name in optimizer.defaults}
+
+    def own(_, state: dict) -> dict:
+        return dict(state, param_groups=[dict(group, **forms) for group in state['param_groups']])
+
+    optimizer.register_load_state_dict_pre_hook(own)
+    return optimizer
+
+
 PARAMWISE = ('layer_decay_rate', 'decay_class_token')
 
 
@@ -140,7 +197,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """For `optim_wrapper=dict(constructor=..., paramwise_cfg=dict(layer_decay_rate=0.65), optimizer=...)`.
 
     One parameter group per (layer, decays). With layer_decay_rate 1.0 it only applies the weight decay rule,
-    for models without layers too. `decay_class_token=True`: see `layer_decay_table`.
+    for models without layers too. `decay_class_token=True`: see `layer_decay_table`. The optimizer is fused where it
+    can be: see `build_optimizer`.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -175,7 +233,6 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
             group['params'].append(parameters[name])
         # The full rate first: mmengine logs the first group's as `lr`.
-        optimizer_cfg['params'] = sorted(groups.values(), key=lambda g: -g['lr_scale'])
-        optimizer = OPTIMIZERS.build(optimizer_cfg)
+        optimizer = build_optimizer(optimizer_cfg, sorted(groups.values(), key=lambda g: -g['lr_scale']))
         print_log(describe(table, self.decay, lr, weight_decay), logger='current', level=logging.INFO)
         return OPTIM_WRAPPERS.build(dict(self.optim_wrapper_cfg), default_args=dict(optimizer=optimizer))

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -45,6 +44,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
 @functools.cache
 def letters(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The font of every picture, that of matplotlib's charts, which carries it."""
+    import matplotlib as mpl
+
     name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
     return ImageFont.truetype(str(Path(mpl.get_data_path()) / 'fonts' / 'ttf' / name), size)
 

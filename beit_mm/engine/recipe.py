@@ -6,9 +6,9 @@ import json
 from mmengine.config import Config
 
 PLACES = {  # keys that say where things lie and how they run, not what is done
-    'checkpoint', 'data_root', 'env_cfg', 'experiment_name', 'launcher', 'load_from', 'log_level', 'log_processor',
-    'model_wrapper_cfg', 'num_workers', 'persistent_workers', 'pin_memory', 'pretrained', 'randomness', 'resume',
-    'tokenizer_checkpoint', 'vis_backends', 'visualizer', 'work_dir',
+    'cache', 'checkpoint', 'data_root', 'env_cfg', 'experiment_name', 'launcher', 'load_from', 'log_level',
+    'log_processor', 'model_wrapper_cfg', 'num_workers', 'persistent_workers', 'pin_memory', 'pretrained',
+    'randomness', 'resume', 'token_cache', 'tokenizer_checkpoint', 'vis_backends', 'visualizer', 'work_dir',
 }  # fmt: skip
 
 

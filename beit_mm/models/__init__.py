@@ -7,13 +7,14 @@ from .pretrain import MaskedImageModel
 from .probe import KNNProbe, LinearProbe
 from .pyramid import ViTPyramid
 from .segmentor import EncoderDecoder, SegTTAModel
-from .targets import PixelTarget, TokenTarget
+from .targets import CachedTokens, PixelTarget, TokenTarget
 from .unilm_vae import UnilmDiscreteVAE
 
 from . import dalle  # isort: skip  (registers DALLEEncoder and DALLEDecoder)
 
 __all__ = [
     'BEiTViT',
+    'CachedTokens',
     'DiscreteVAE',
     'EncoderDecoder',
     'KMeansTokenizer',

@@ -7,10 +7,11 @@ Try it: `BEiTViT('deit-tiny')(torch.rand(1, 3, 224, 224))`.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -21,7 +22,7 @@ from ..checkpoints.convert import grid_of_index
 from ..checkpoints.fit import SHARED_TABLE, as_ours, fit, grid_of_ours
 from ..checkpoints.formats import INDEX
 from ..checkpoints.load import CheckpointError, state_dict_of
-from ..ops.relative_position import relative_position_index, resize_positions
+from ..ops.relative_position import resize_positions
 from ..registry import MODELS
 from .architectures import (
     MMPRETRAIN_FIXED,
@@ -32,7 +33,8 @@ from .architectures import (
     translate_mmseg,
     variant_arguments,
 )
-from .block import Block, RelativePositionBias, position_bias
+from .block import Block
+from .position_bias import PositionBiases, RelativePositionBias
 
 OUT_TYPES = ('raw', 'cls_token', 'featmap', 'avg_featmap')
 INIT_STD = 0.02  # official modeling_finetune.py and modeling_pretrain.py
@@ -40,7 +42,7 @@ UNCHANGED = 'The value is the same before and after'  # mmengine's word for a pa
 
 
 class PatchEmbed(nn.Module):
-    """(B, C, H, W) -> (B, N, D): one linear map per patch, as a strided convolution."""
+    """(B, C, H, W) -> (B, N, D): one linear map per patch. The weight is that of a strided convolution."""
 
     def __init__(self, in_channels: int, dim: int, patch: int) -> None:
         super().__init__()
@@ -52,7 +54,11 @@ class PatchEmbed(nn.Module):
                 f'BEiTViT: the images have {x.shape[1]} channels, the patch embedding takes '
                 f'in_channels={self.projection.in_channels}'
             )
-        return self.projection(x).flatten(2).transpose(1, 2)
+        images, channels, height, width = x.shape
+        patch = self.projection.kernel_size[0]
+        # The pixels of a patch in a row, and one matrix product: less work than what a convolution does around it
+        pixels = x.reshape(images, channels, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(pixels.flatten(3).flatten(1, 2), self.projection.weight.flatten(1), self.projection.bias)
 
 
 @MODELS.register_module()
@@ -80,7 +86,8 @@ class BEiTViT(BaseModule):
         pre-training, truncated at one sigma.
     frozen_stages: -1 none; 0 freezes the stem (patches, class token, positions); k also the first k blocks.
         Frozen parts stay in eval mode.
-    fused_attention: False computes plain matrix products: for export and for counting FLOPs.
+    fused_attention: False computes plain matrix products: for export, for counting FLOPs, and for gradients of
+        gradients while relative positions learn.
     with_cp: gradient checkpointing, which keeps a block's input only and computes the rest twice.
 
     Raises ValueError for arguments or inputs that do not fit, naming both numbers.
@@ -198,6 +205,7 @@ class BEiTViT(BaseModule):
         self.ln1 = nn.LayerNorm(dim, eps=eps) if final_norm else None
         self.ln2 = nn.LayerNorm(dim, eps=eps) if out_type == 'avg_featmap' else None
 
+        self._position_biases = PositionBiases()
         self._register_load_state_dict_pre_hook(_fit_on_loading, with_module=True)
         self._initialise()
         self._freeze()
@@ -270,11 +278,16 @@ class BEiTViT(BaseModule):
         return [part for part in parts if part is not None]
 
     def train(self, mode: bool = True) -> 'BEiTViT':
+        self._position_biases.clear()
         super().train(mode)  # mmengine's BaseBackbone forgets to return self; nn.Module's contract does
         for part in self._frozen_parts():
             if isinstance(part, nn.Module):
                 part.eval()
         return self
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> 'BEiTViT':
+        self._position_biases.clear()  # another device or type
+        return super()._apply(fn, recurse)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         if height % self.patch_size or width % self.patch_size:
@@ -304,34 +317,56 @@ class BEiTViT(BaseModule):
             tokens = tokens + resize_positions(self.pos_embed, self.own_grid, grid, self.interpolate_mode)
         return self.drop_after_pos(tokens)
 
-    def _index(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor | None:
-        biased = self.rel_pos_bias is not None or self.layers[0].attn.relative_position_bias_table is not None
-        return relative_position_index(grid, device) if biased else None
+    def _tables(self) -> list[torch.Tensor]:
+        """The tables of relative positions: of every block, of all together, or none."""
+        if self.rel_pos_bias is not None:
+            return [self.rel_pos_bias.relative_position_bias_table]
+        tables = [block.attn.relative_position_bias_table for block in self.layers]
+        return [] if tables[0] is None else tables
 
-    def _bias(self, block: Block, shared: torch.Tensor | None, grid, index) -> torch.Tensor | None:
-        table = block.attn.relative_position_bias_table
-        return shared if table is None else position_bias(table, self.own_grid, grid, index)
+    def _biases(self, grid: tuple[int, int], tokens: torch.Tensor) -> list[Callable[[], torch.Tensor | None]]:
+        """For each block what gives its bias (h, T, T): called by the block, or all would have to exist at once."""
+        tables = self._tables()
+        if not tables:
+            return [lambda: None] * self.num_layers
+        biases = self._position_biases.of(tables, self.own_grid, grid, tokens, keep=not self.training)
+        return biases * self.num_layers if self.rel_pos_bias is not None else biases
 
-    def _through(self, block: Block, tokens: torch.Tensor, shared: torch.Tensor | None, grid, index) -> torch.Tensor:
-        return block(tokens, self._bias(block, shared, grid, index))
+    def _through(self, block: Block, tokens, bias: Callable, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens (B, T, D) after a block, or its `wanted` ones only; the rest is computed twice if with_cp."""
+
+        def run(tokens: torch.Tensor) -> torch.Tensor:
+            return block(tokens, bias(), wanted)
+
+        return checkpoint(run, tokens, use_reentrant=False) if self.with_cp and torch.is_grad_enabled() else run(tokens)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """x (B, C, H, W); mask (B, Gh, Gw) or (B, N) bool, True = hidden. One output per entry of `out_indices`."""
         grid = self._grid(*x.shape[-2:])
         tokens = self.embed(x, mask, grid)
-        index = self._index(grid, tokens.device)
-        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, index)
         outputs = {}
-        for i, block in enumerate(self.layers):
-            if self.with_cp and torch.is_grad_enabled():
-                tokens = checkpoint(self._through, block, tokens, shared, grid, index, use_reentrant=False)
-            else:
-                tokens = self._through(block, tokens, shared, grid, index)
+        for i, (block, bias) in enumerate(zip(self.layers, self._biases(grid, tokens), strict=True)):
+            tokens = self._through(block, tokens, bias)
             if i == self.num_layers - 1 and self.ln1 is not None:
                 tokens = self.ln1(tokens)
             if i in self.out_indices:
                 outputs[i] = self._output(tokens, grid)
         return tuple(outputs[i] for i in self.out_indices)
+
+    def masked_features(self, x: torch.Tensor, mask: torch.Tensor | None, wanted: torch.Tensor) -> torch.Tensor:
+        """Features (M, D) after the last block and `ln1` at the M patches of `wanted`, (B, N) or (B, Gh, Gw) bool.
+
+        Equal to those of `forward` of out_type `raw` to the rounding of matrix products. What the last block does after
+        its attention is done for these patches only.
+        """
+        grid = self._grid(*x.shape[-2:])
+        tokens = self.embed(x, mask, grid)
+        biases = self._biases(grid, tokens)
+        for block, bias in zip(self.layers[:-1], biases, strict=False):
+            tokens = self._through(block, tokens, bias)
+        wanted = F.pad(wanted.flatten(1).bool(), (self.num_extra_tokens, 0))
+        tokens = self._through(self.layers[-1], tokens, biases[-1], wanted)
+        return tokens if self.ln1 is None else self.ln1(tokens)
 
     def _output(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         if self.out_type == 'raw':
@@ -354,15 +389,14 @@ class BEiTViT(BaseModule):
         wanted = [layer % self.num_layers for layer in layers]
         grid = self._grid(*x.shape[-2:])
         tokens = self.embed(x, None, grid)
-        index = self._index(grid, tokens.device)
-        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, index)
+        biases = self._biases(grid, tokens)
         found = {}
         for i, block in enumerate(self.layers[: max(wanted) + 1]):
             if i in wanted:
-                q, k, _ = block.attn.split_heads(block.ln1(tokens))
-                found[i] = block.attn.probabilities(q, k, self._bias(block, shared, grid, index))
+                q, k, _ = block.attn.project(block.ln1(tokens)).permute(2, 0, 3, 1, 4)
+                found[i] = block.attn.probabilities(q, k, biases[i]())
             if i < max(wanted):
-                tokens = self._through(block, tokens, shared, grid, index)
+                tokens = self._through(block, tokens, biases[i])
         return [found[i] for i in wanted]
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -412,6 +446,7 @@ def _block_indices(out_indices: int | Sequence[int], num_layers: int) -> tuple[i
 def _fit_on_loading(backbone: BEiTViT, state_dict: dict, prefix: str, *_) -> None:
     """Whoever loads, be it another project's Runner: a shared table goes to all blocks, tables and positions are
     resized; the index of relative positions, which the other BEiTs store, goes, for ours is computed."""
+    backbone._position_biases.clear()
     grid = grid_of_index({key: value for key, value in state_dict.items() if key.startswith(prefix)})
     for key in [k for k in state_dict if k.startswith(prefix) and k.endswith(INDEX)]:
         del state_dict[key]

@@ -33,7 +33,8 @@ def residual_path(widths: list[int], kernels: list[int]) -> nn.Sequential:
     """ReLU before each convolution; widths has one entry more than kernels."""
     parts: list[tuple[str, nn.Module]] = []
     for i, kernel in enumerate(kernels, start=1):
-        parts += [(f'relu_{i}', nn.ReLU()), (f'conv_{i}', Conv2d(widths[i - 1], widths[i], kernel))]
+        relu = nn.ReLU(inplace=i > 1)  # the first one's input is the block's, which goes on beside the path
+        parts += [(f'relu_{i}', relu), (f'conv_{i}', Conv2d(widths[i - 1], widths[i], kernel))]
     return nn.Sequential(OrderedDict(parts))
 
 
@@ -48,7 +49,7 @@ class ResidualBlock(nn.Module):
         self.res_path = residual_path([n_in, hidden, hidden, hidden, n_out], kernels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.id_path(x) + self.post_gain * self.res_path(x)
+        return torch.add(self.id_path(x), self.res_path(x), alpha=self.post_gain)
 
 
 def _groups(widths: list[int], num_blocks: int, kernels: list[int], between: nn.Module) -> list[tuple[str, nn.Module]]:

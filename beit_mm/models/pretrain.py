@@ -4,13 +4,15 @@ import torch
 from mmengine.model import BaseModel
 
 from ..registry import MODELS
+from .backbone import BEiTViT
 
 
 @MODELS.register_module()
 class MaskedImageModel(BaseModel):
     """Hide some patches, and predict for them what the target says they held.
 
-    backbone: a BEiTViT with out_type='raw', final_norm=True, with_mask_token=True.
+    backbone: a BEiTViT with out_type='raw', final_norm=True, with_mask_token=True. Where only masked patches count, it
+        is asked for the features of these alone (`masked_features`): the same to rounding.
     target, head: of one kind, TokenTarget with TokenHead, PixelTarget with PixelHead.
     predict: `masked` patches (the paper), or `all` (the "recover 100 %" ablations of Table 4).
     hide: False shows every patch to the backbone (the "- masking" ablation; needs predict='all').
@@ -65,13 +67,25 @@ class MaskedImageModel(BaseModel):
         mask = batch['mask'] if self.hide else None
         return self.backbone(batch['patches'], mask)[-1][:, self.backbone.num_extra_tokens :]
 
+    def masked_features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Features (M, D) of the M hidden patches."""
+        if self._by_masked_features():
+            return self.backbone.masked_features(batch['patches'], batch['mask'], batch['mask'])
+        return self.features(batch)[batch['mask'].flatten(1).bool()]
+
+    def _by_masked_features(self) -> bool:
+        """Whether the backbone's `masked_features` stands for its call: nobody has changed that, or hangs on it."""
+        backbone = self.backbone
+        if type(backbone).forward is not BEiTViT.forward or 'forward' in vars(backbone):
+            return False
+        called = (backbone._compiled_call_impl, backbone._forward_hooks, backbone._forward_pre_hooks)
+        return not any(called) and backbone.out_indices[-1] == backbone.num_layers - 1
+
     def loss(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         target = self.target(batch)
-        features = self.features(batch)
-        wanted = batch['mask'].flatten(1).bool()
         if self.predict_all:
-            wanted = torch.ones_like(wanted)
-        return self.head.loss(features[wanted], target[wanted])
+            return self.head.loss(self.features(batch).flatten(0, 1), target.flatten(0, 1))
+        return self.head.loss(self.masked_features(batch), target[batch['mask'].flatten(1).bool()])
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
         """The loss to minimise, which knows of how many patches it is the mean (see engine/accumulation.py)."""

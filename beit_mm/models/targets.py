@@ -3,7 +3,9 @@
 A target is frozen where it is built: no gradient, always in eval mode, and not in the model's checkpoint.
 """
 
+import hashlib
 import itertools
+import json
 
 import torch
 from torch import nn
@@ -41,8 +43,11 @@ class TokenTarget(nn.Module):
 
     def __init__(self, tokenizer: dict, checkpoint: str | None = None) -> None:
         super().__init__()
+        self._arguments = {key: value for key, value in tokenizer.items() if key not in ('type', '_scope_')}
+        built = MODELS.build(tokenizer).requires_grad_(False).eval()
         # In a list the tokenizer is no submodule: not in state_dict(), parameters(), DDP or the optimizer.
-        self._tokenizer = [MODELS.build(tokenizer).requires_grad_(False).eval()]
+        # Its convolutions read channels last, which costs them less; the tokens are the same (benchmarks/mim.py).
+        self._tokenizer = [built.to(memory_format=torch.channels_last)]
         if not hasattr(self.tokenizer, 'tokens'):
             raise ValueError(f'TokenTarget: {type(self.tokenizer).__name__} gives no tokens; it is no tokenizer')
         if checkpoint:
@@ -51,7 +56,10 @@ class TokenTarget(nn.Module):
                 weights = tokenizer_weights(state_dict_of(read(checkpoint, map_location='cpu')), own, self.vocab_size)
             except CheckpointError as error:
                 name = '' if str(error).startswith(str(checkpoint)) else f'{checkpoint}: '
-                raise CheckpointError(f'{name}{error} (the tokenizer is {tokenizer.get("type")})') from error
+                kind = tokenizer.get('type')
+                raise CheckpointError(
+                    f'{name}{error} (the tokenizer is {kind}; for another: model.target.checkpoint=FILE)'
+                ) from error
             self.tokenizer.load_state_dict({**own, **weights})
 
     @property
@@ -62,25 +70,38 @@ class TokenTarget(nn.Module):
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
-    @torch.no_grad()
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         if 'tokens' in batch:
             return self._given(batch)
         if 'tokens_view' not in batch:
             raise ValueError(f'the batch has neither tokens_view nor tokens, but {", ".join(batch)}')
-        view = batch['tokens_view']
+        tokens = self.tokens(batch['tokens_view'])
+        if not same_grid(tokens, batch['mask']):
+            height, width = batch['tokens_view'].shape[2:]
+            raise ValueError(
+                f'the tokenizer gives tokens for {grid_of(tokens)} from a view of {height} x {width} '
+                f'pixels, the mask is for {grid_of(batch["mask"])}: choose the second view so that both agree'
+            )
+        return tokens.flatten(1)
+
+    @torch.no_grad()
+    def tokens(self, view: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, Gh, Gw) of preprocessed token views (B, C, h, w), on their device."""
         held = next(itertools.chain(self.tokenizer.parameters(), self.tokenizer.buffers()), view)
         if held.device != view.device:
             self.tokenizer.to(view.device)
         # Official code: tokens are computed outside autocast, or some of them change.
         with torch.autocast(view.device.type, enabled=False):
-            tokens = self.tokenizer.tokens(view.float())
-        if not same_grid(tokens, batch['mask']):
-            raise ValueError(
-                f'the tokenizer gives tokens for {grid_of(tokens)} from a view of {view.shape[2]} x {view.shape[3]} '
-                f'pixels, the mask is for {grid_of(batch["mask"])}: choose the second view so that both agree'
-            )
-        return tokens.flatten(1)
+            return self.tokenizer.tokens(view.float().contiguous(memory_format=torch.channels_last))
+
+    def digest(self) -> str:
+        """sha256 of what decides over tokens: the kind of tokenizer, its arguments, its weights."""
+        kind = dict(type=type(self.tokenizer).__name__, **self._arguments)
+        digest = hashlib.sha256(json.dumps(kind, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.tokenizer.state_dict().items()):
+            digest.update(f'{name} {weight.dtype} {tuple(weight.shape)}'.encode())
+            digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def _given(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         tokens = batch['tokens']
@@ -101,6 +122,23 @@ class TokenTarget(nn.Module):
                 f'{self.vocab_size} (0..{self.vocab_size - 1}): they were made by another tokenizer'
             )
         return tokens.flatten(1)
+
+
+@MODELS.register_module()
+class CachedTokens(TokenTarget):
+    """Visual tokens that were computed before training and come with the batch (docs/tokens.md).
+
+    Arguments as TokenTarget's: the tokenizer is the one whose tokens they are, which is checked before the first step
+    (`TokenCacheHook`), and it computes those of evaluations. Raises ValueError for a training batch without tokens.
+    """
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.training and 'tokens' not in batch:
+            raise ValueError(
+                "CachedTokens: the training data bring no tokens. Put dict(type='beit_mm.TokensFromCache', cache=..., "
+                'views=...) first in their pipeline, or set target.type to beit_mm.TokenTarget, which computes them'
+            )
+        return super().forward(batch)
 
 
 @MODELS.register_module()

@@ -11,7 +11,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import make_interp_spline
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 NUM_CLASS_ROWS = 3
@@ -85,8 +84,28 @@ def _matrix(src: int, dst: int) -> np.ndarray:
     distance = np.cumsum(q ** np.arange(n_src // 2))
     at = np.concatenate([-distance[::-1], [0.0], distance])
     wanted = np.clip(np.arange(-(n_dst // 2), n_dst // 2 + 1, dtype=float), at[0], at[-1])
+    from scipy.interpolate import make_interp_spline  # half a second to import, for models that are resized
+
     spline = make_interp_spline(at, np.eye(n_src), k=min(3, n_src - 1))
     return spline(wanted)
+
+
+# To torch.compile the matrix is an operator of ours: it cannot see through SciPy, and would cut the graph in two.
+@torch.library.custom_op('beit_mm::resize_matrix', mutates_args=())
+def _compiled_resize_matrix(like: torch.Tensor, src: int, dst: int) -> torch.Tensor:
+    return torch.tensor(_matrix(src, dst)).to(like)
+
+
+@_compiled_resize_matrix.register_fake
+def _(like: torch.Tensor, src: int, dst: int) -> torch.Tensor:
+    return like.new_empty(2 * dst - 1, 2 * src - 1)
+
+
+def _resize_matrix_like(table: torch.Tensor, src: int, dst: int) -> torch.Tensor:
+    """resize_matrix of the table's device and type."""
+    if torch.compiler.is_dynamo_compiling():
+        return _compiled_resize_matrix(table.detach(), src, dst)
+    return resize_matrix(src, dst).to(table)
 
 
 def resize_table(table: torch.Tensor, src_grid: Grid, dst_grid: Grid, interpolation: str = 'geometric') -> torch.Tensor:
@@ -109,8 +128,8 @@ def resize_table(table: torch.Tensor, src_grid: Grid, dst_grid: Grid, interpolat
         size = (2 * dst_grid[0] - 1, 2 * dst_grid[1] - 1)
         image = F.interpolate(image[None], size=size, mode=interpolation, align_corners=False)
         return torch.cat([image.flatten(2)[0].T, of_class])
-    a_h = resize_matrix(src_grid[0], dst_grid[0]).to(table)
-    a_w = resize_matrix(src_grid[1], dst_grid[1]).to(table)
+    a_h = _resize_matrix_like(table, src_grid[0], dst_grid[0])
+    a_w = _resize_matrix_like(table, src_grid[1], dst_grid[1])
     return torch.cat([(a_h @ image @ a_w.T).reshape(heads, -1).T, of_class])
 
 

@@ -1,10 +1,11 @@
 """BEiT-L fine-tuned on ImageNet-1K at 384 px, 10 epochs after the 224 px run: Table 1, BEiT384-L.
 
     python tools/train.py configs/classification/beit-large-p16_ft_16xb32-10e_in1k-384.py
-    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch --amp
+    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch
 
 The paper's number: 86.3 % top-1 (Table 1). As beit-base-p16_ft_8xb64-10e_in1k-384, with the layer decay of 0.9 of the
 official commands for large. Differs from its base in the size, the rates, and in neither mixing images nor erasing.
+bf16 autocast on CUDA, where the official code has fp16 with a loss scaler; float32 elsewhere.
 """
 
 _base_ = ['beit-large-p16_ft_16xb64-50e_in1k-224.py']

@@ -5,7 +5,7 @@
 
 Their numbers for the official weights: 87.49 % (timm), 87.48 % (PASSL) top-1. At 384 and 512 px their crop is the whole
 image, as in the configs for these sizes. Differs from beit-plus-large-p16_ft22k-ft_16xb32-30e_in1k-224 in the test
-alone.
+alone. bf16 autocast on CUDA, where the official code has fp16 with a loss scaler; float32 elsewhere.
 """
 
 _base_ = ['beit-large-p16_ft_16xb64-50e_in1k-224.py']

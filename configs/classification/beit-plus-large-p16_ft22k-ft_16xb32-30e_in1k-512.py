@@ -2,11 +2,12 @@
 command.
 
     python tools/train.py configs/classification/beit-plus-large-p16_ft22k-ft_16xb32-30e_in1k-512.py
-    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch --amp
+    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch
 
 The paper's number: 88.6 % top-1 (Table 6). Evaluates the official release beit_large_patch16_512_pt22k_ft22kto1k too:
 tools/test.py takes it as it is. Differs from its base in what it starts from, the rate (2e-5), the length (30 epochs),
 layer decay 0.9, weight decay 1e-8, drop path 0.4, the normalisation (0.5, 0.5), the size, and in not mixing images.
+bf16 autocast on CUDA, where the official code has fp16 with a loss scaler; float32 elsewhere.
 """
 
 _base_ = ['beit-large-p16_ft_16xb64-50e_in1k-224.py']

@@ -2,11 +2,12 @@
 `beit_plus`.
 
     python tools/train.py configs/pretrain/beit-base-p16_dalle_16xb128-150e_in22k-224.py
-    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch --amp
+    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch
 
 data/imagenet22k holds one folder per class, whose names are not read: 14,197,122 images are 6,932 steps of 2,048 an
 epoch. Differs from its base in the data, the length, 10,000 steps of warm-up, the normalisation (0.5, 0.5 as the
-official command's), and that nothing is evaluated.
+official command's), and that nothing is evaluated. bf16 autocast on CUDA, where the official code has fp16 with a loss
+scaler; float32 elsewhere.
 """
 
 _base_ = ['beit-base-p16_dalle_16xb128-300e_in1k-224.py']
@@ -15,6 +16,7 @@ iterations = 150 * 6932
 model = dict(
     data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
 )
+optim_wrapper = dict(type='beit_mm.AmpOptimWrapper', devices=['cuda'])
 train_dataloader = dict(
     sampler=dict(type='beit_mm.SeededInfiniteSampler', shuffle=True),
     dataset=dict(data_root='data/imagenet22k', split=''),

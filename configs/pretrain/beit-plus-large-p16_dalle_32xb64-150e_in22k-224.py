@@ -2,12 +2,12 @@
 no official command for large.
 
     python tools/train.py configs/pretrain/beit-plus-large-p16_dalle_32xb64-150e_in22k-224.py
-    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch --amp
+    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch
 
 data/imagenet22k holds one folder per class, whose names are not read: 14,197,122 images are 6,932 steps of 2,048 an
 epoch. The official release beit_large_patch16_224_pt22k is this model. Differs from its base in the data, the length,
 10,000 steps of warm-up, the normalisation (0.5, 0.5 as the official command's, the size, the gradient clip), and that
-nothing is evaluated.
+nothing is evaluated. bf16 autocast on CUDA, where the official code has fp16 with a loss scaler; float32 elsewhere.
 """
 
 _base_ = ['beit-base-p16_dalle_16xb128-300e_in1k-224.py']
@@ -18,7 +18,7 @@ model = dict(
     backbone=dict(arch='large', variant='beit_plus'),
     head=dict(embed_dims=1024),
 )
-optim_wrapper = dict(clip_grad=dict(max_norm=1.0))
+optim_wrapper = dict(type='beit_mm.AmpOptimWrapper', devices=['cuda'], clip_grad=dict(max_norm=1.0))
 train_dataloader = dict(
     batch_size=64,
     sampler=dict(type='beit_mm.SeededInfiniteSampler', shuffle=True),

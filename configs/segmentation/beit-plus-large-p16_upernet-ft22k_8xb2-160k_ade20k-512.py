@@ -1,11 +1,12 @@
 """`beit_plus` large with UPerNet on ADE20K at 512 px, after intermediate fine-tuning: no paper row.
 
     python tools/train.py configs/segmentation/beit-plus-large-p16_upernet-ft22k_8xb2-160k_ade20k-512.py
-    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch --amp
+    torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch
     python tools/test.py THIS_FILE CHECKPOINT [--tta] [--show-dir DIR]
 
 The official config upernet_beit_large_24_512_slide_160k_ade20k_pt2ft, whose number is not published. Differs from its
-base in size, what it starts from, the rate (2e-5), layer decay 0.95 and drop path 0.2.
+base in size, what it starts from, the rate (2e-5), layer decay 0.95 and drop path 0.2. bf16 autocast on CUDA, where the
+official code has fp16 by apex; float32 elsewhere.
 """
 
 _base_ = ['beit-plus-base-p16_upernet-pt22k_8xb2-160k_ade20k-512.py']
@@ -19,4 +20,9 @@ model = dict(
     decode_head=dict(in_channels=[1024, 1024, 1024, 1024], channels=1024),
     auxiliary_head=dict(in_channels=1024),
 )
-optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.95), optimizer=dict(lr=2e-5))
+optim_wrapper = dict(
+    type='beit_mm.AmpOptimWrapper',
+    devices=['cuda'],
+    paramwise_cfg=dict(layer_decay_rate=0.95),
+    optimizer=dict(lr=2e-5),
+)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...models.pretrain import MaskedImageModel
 from ...models.probe import KNNProbe
+from ...models.targets import CachedTokens
 from ..cost import FLOPS_PER_MAC, build_on_meta, macs_by_module
 from . import AnalysisError
 from .tables import aligned, target, write_csv
@@ -102,7 +103,7 @@ def _parts_of_pretraining(config: Config, model: MaskedImageModel, images: torch
         _Part('head', model.head, lambda: model.head(features)),
     ]
     tokenizer = getattr(model.target, 'tokenizer', None)
-    if tokenizer is not None:
+    if tokenizer is not None and not isinstance(model.target, CachedTokens):  # whose tokens are there already
         zoom = (_said(config, 'tokens_size') or own[0] * patch // 2) / (own[0] * patch)
         view = torch.zeros(batch, channels, round(height * zoom), round(width * zoom))
         parts.append(_Part(TOKENIZER, tokenizer, lambda: tokenizer.tokens(view)))

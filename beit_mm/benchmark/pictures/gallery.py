@@ -91,14 +91,6 @@ class Wishes:
         return sources.from_config(load_config(self.data) if self.data else self.loaded)
 
 
-def parse_pair(text: str) -> Pair:
-    """`ROW,COL` -> two numbers. Raises ValueError."""
-    parts = text.split(',')
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise ValueError(f'{text!r} is not ROW,COL, two numbers from 0')
-    return int(parts[0]), int(parts[1])
-
-
 def _masks(wishes: Wishes) -> Panel:
     source = wishes.source()
     return masks_panel(wishes.loaded, source.chosen(wishes.chosen(source.count)), wishes.draws, wishes.seed)
@@ -189,18 +181,6 @@ KINDS: dict[str, Callable[[Wishes], Panel]] = {
     'features': _features,
     'segmentation': _segmentation,
 }
-_IMAGES = ('images', 'indices')
-TAKES = {  # which of the options each kind reads, besides those that all do
-    'masks': (*_IMAGES, 'data', 'draws', 'seed'),
-    'tokens': (*_IMAGES, 'judged', 'decoder'),
-    'reconstruction': (*_IMAGES, 'judged', 'decoder'),
-    'attention': (*_IMAGES, 'data', 'voc', 'size', 'judged', 'layer', 'query', 'query_pixel'),
-    'rollout': (*_IMAGES, 'data', 'voc', 'size', 'query', 'query_pixel'),
-    'relative-bias': ('absolute',),
-    'features': (*_IMAGES, 'data', 'voc', 'size', 'judged', 'layer', 'pool', 'plane', 'seed'),
-    'segmentation': (*_IMAGES, 'against'),
-}
-TAKES['all'] = tuple(dict.fromkeys(name for names in TAKES.values() for name in names if name not in ('absolute',)))
 
 
 def show(kind: str, out: str | None = None, page_file: str | None = None, trusted: bool = False, **wishes) -> list[str]:

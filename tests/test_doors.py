@@ -1,0 +1,49 @@
+"""Doors read their arguments before they import anything heavy, and end as the field's users expect."""
+
+import pytest
+from _door import light
+from processes import ROOT, call
+
+DOORS = sorted(path.stem for path in (ROOT / 'tools').glob('[!_]*.py'))
+ASKED = """
+import contextlib, io, runpy, sys
+sys.path[0] = 'tools'
+for name in sys.argv[1:]:
+    for argument in ('--help', '--no-such-option'):
+        sys.argv = [f'tools/{name}.py', argument]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                runpy.run_path(sys.argv[0], run_name='__main__')
+            except SystemExit as ended:
+                assert bool(ended.code) == (argument != '--help'), (name, ended.code)
+        assert 'usage:' in said.getvalue(), name
+        heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'mmengine', 'rich', 'yaml', 'beit_mm'} & set(sys.modules)
+        assert not heavy, (name, argument, heavy)
+"""
+
+
+def test_arguments_are_read_before_anything_is_imported():
+    """`--help` and a wrong argument: neither the stack nor the package has been imported by then."""
+    assert len(DOORS) == 12
+    code, out, err = call('-c', ASKED, *DOORS)
+    assert code == 0, out + err
+
+
+def test_what_a_door_offers_is_what_the_package_has():
+    from beit_mm.benchmark.pictures.gallery import KINDS
+    from beit_mm.checkpoints.formats import FORMATS
+    from beit_mm.data.verify import CHECKS
+
+    assert list(light('checkpoints/formats').FORMATS) == list(FORMATS)
+    assert list(light('data/layouts').VERIFIED) == list(CHECKS)
+    assert list(light('benchmark/pictures/kinds').TAKES) == [*KINDS, 'all']
+
+
+@pytest.mark.parametrize('door', DOORS)
+def test_every_door_has_the_one_pattern(door):
+    """Imports of the package stand inside `main`, after the arguments."""
+    text = (ROOT / 'tools' / f'{door}.py').read_text()
+    assert '@door\ndef main() -> None:' in text
+    assert '\nfrom beit_mm' not in text
+    assert '\nimport beit_mm' not in text
