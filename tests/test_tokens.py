@@ -209,10 +209,23 @@ def test_what_was_begun_for_another_config_is_not_gone_on_with(tokenizer, tmp_pa
             make(given, jobs=0)
     with pytest.raises(TokenCacheError, match=r'another cache was begun here: the seed .* are of 0, the config has 5'):
         make(given, jobs=0, seed=5)
-    with open(tmp_path / 'tokens.partial.npy') as other:
+    with open(tmp_path / 'lock') as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(TokenCacheError, match='another process is computing these tokens'):
             make(given, jobs=0)
+    assert 'complete' in make(given, jobs=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['manifest.json', 'tokens.npy']
+
+
+def test_of_two_that_start_at_once_one_is_refused(tokenizer, tmp_path, monkeypatch):
+    given, tried = config(tokenizer, tmp_path), token_maker._try
+
+    def beside(*arguments):
+        with pytest.raises(TokenCacheError, match='another process is computing these tokens'):
+            make(given, jobs=0)
+        return tried(*arguments)
+
+    monkeypatch.setattr(token_maker, '_try', beside)
     assert 'complete' in make(given, jobs=0)
 
 
@@ -220,7 +233,7 @@ def test_a_full_disk_is_told_before_the_start(tokenizer, tmp_path, monkeypatch, 
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: SimpleNamespace(free=7000))
     with pytest.raises(TokenCacheError, match=r'7.68 kB are needed, and 7 kB are free. Take fewer --views'):
         made(tokenizer, tmp_path / 'full')
-    assert list((tmp_path / 'full').iterdir()) == []
+    assert not (tmp_path / 'full').exists()
     said = capsys.readouterr().out
     assert '20 images x 3 views x 8 x 8 tokens, uint16: 7.68 kB' in said
     assert 'about 0:00:00 for the 60 views to come' in said

@@ -40,7 +40,7 @@ from .tokens import Views, difference, facts_of, name_of, view_steps
 CHUNK = 512  # images of one view whose tokens are put on disk together
 BATCH = 32
 TRIED = 16  # views that are made before the start: are they reproducible, and how long do they take
-BEGUN, DONE, PARTIAL = 'begun.json', 'done', 'tokens.partial.npy'
+BEGUN, DONE, PARTIAL, LOCK = 'begun.json', 'done', 'tokens.partial.npy', 'lock'
 
 
 def _seed_all(number: int) -> None:
@@ -106,8 +106,12 @@ def make(
         raise TokenCacheError(f'{config.filename}: views are drawn for a seed: randomness=dict(seed=0), or --seed 0')
     source = _source(config, checkpoint, device or get_device(), seed)
     facts = facts_of(config, source.dataset, source.target, seed, views)
-    if (folder / MANIFEST).is_file():
-        return _complete(folder, facts)
+    with _alone(folder):
+        return _complete(folder, facts) if (folder / MANIFEST).is_file() else _made(folder, facts, source, views, jobs)
+
+
+def _made(folder: Path, facts: dict, source: Views, views: int, jobs: int) -> str:
+    """Say what it will cost, and compute what is not there yet."""
     grid, to_make, to_tokenize = _try(source, views)
     cache = _Unfinished(folder, facts, grid)
     left = cache.left()
@@ -123,7 +127,26 @@ def make(
     cache.reserve()
     with cache.open():
         _fill(cache, left, source, jobs)
-        return cache.finish()
+    return cache.finish()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else makes tokens in this folder meanwhile. The lock's file goes when there is nothing to go on with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TokenCacheError(f'{folder}: another process is computing these tokens') from error
+        try:
+            yield
+        finally:
+            if not (folder / BEGUN).is_file():
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # empty: nothing was begun
 
 
 def _source(config: Config, checkpoint: str | None, device: str, seed: int) -> Views:
@@ -191,7 +214,6 @@ class _Unfinished:
 
     def reserve(self) -> None:
         """Make the files, with all the room that they will need. Raises TokenCacheError where there is too little."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if self.begun():
             return
         free = shutil.disk_usage(self.folder).free
@@ -210,14 +232,10 @@ class _Unfinished:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Nobody else writes within this."""
+        """For `put`."""
         offset = np.load(self.partial, mmap_mode='r').offset
         with open(self.partial, 'r+b') as self.file, open(self.folder / DONE, 'r+b') as self.done:
             self.offset = offset
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise TokenCacheError(f'{self.folder}: another process is computing these tokens') from error
             yield
 
     def put(self, chunk: tuple[int, int, int], tokens: np.ndarray) -> None:
