@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a tool can read its arguments before anything else: tools/_door.py.
 """
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -22,7 +23,7 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         try:
             main()
-            _leave_group()
+            _end_as_one_of_several()
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
             sys.exit(130)
@@ -43,11 +44,18 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
     return wrapped
 
 
-def _leave_group() -> None:
-    """Threads of gloo that outlive the rest abort the process."""
+def _end_as_one_of_several() -> None:
+    """Where it is a rank of several, the process ends here, tidily: gloo has threads that may abort it on the usual way
+    out ("terminate called without an active exception", torch 2.13), and torchrun then calls the run failed."""
     distributed = sys.modules.get('torch.distributed')
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    if distributed.get_backend() == 'nccl':
         distributed.destroy_process_group()
+    atexit._run_exitfuncs()  # logs are closed, data workers ended
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _write_traceback(text: str, mistake: bool) -> str:

@@ -47,3 +47,25 @@ def test_every_door_has_the_one_pattern(door):
     assert '@door\ndef main() -> None:' in text
     assert '\nfrom beit_mm' not in text
     assert '\nimport beit_mm' not in text
+
+
+RANK = """
+import atexit, sys, types
+sys.path[0] = 'tools'
+from _door import door
+sys.modules['torch.distributed'] = types.SimpleNamespace(
+    is_available=lambda: True, is_initialized=lambda: sys.argv[1] == 'rank', get_backend=lambda: 'gloo'
+)
+class Threads:
+    def __del__(self):
+        print('torn down')
+threads = Threads()
+atexit.register(print, 'tidied')
+door(lambda: print('done'))()
+"""
+
+
+@pytest.mark.parametrize(('one', 'said'), [('rank', 'done\ntidied\n'), ('alone', 'done\ntidied\ntorn down\n')])
+def test_a_rank_ends_before_threads_are_torn_down(one, said):
+    """Gloo's abort the process then, and torchrun calls the run failed."""
+    assert call('-c', RANK, one) == (0, said, '')
