@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from ..ops.biased_attention import under_transform
+from ..ops.biased_attention import eager
 from ..ops.relative_position import num_offsets, relative_position_index, resize_table
 
 Grid = tuple[int, int]
@@ -98,7 +98,7 @@ def _size(tables: Sequence[torch.Tensor], grid: Grid) -> int:
 
 def _may_outlive_a_call(tables: Sequence[torch.Tensor], tokens: torch.Tensor) -> bool:
     """Plain tensors on the CPU, of which no gradient is wanted; and not what a compiler or an export would record."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transform():
+    if not eager():
         return False
     if torch.is_grad_enabled() and any(table.requires_grad for table in tables):
         return False

@@ -27,12 +27,17 @@ def takes(qkv: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """
     if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transform():
+    if not eager():
         return False
     plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in (qkv, bias))  # nothing fake or sharded
     return (
         plain and qkv.device.type == 'cpu' and qkv.dtype == bias.dtype and qkv.dtype in (torch.float32, torch.float64)
     )
+
+
+def eager() -> bool:
+    """Whether operations run as they are written: neither compiled, nor traced, nor transformed."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transform())
 
 
 def under_transform() -> bool:

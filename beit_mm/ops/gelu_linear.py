@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .biased_attention import under_transform
+from .biased_attention import eager
 
 
 def takes(x: torch.Tensor, linear: nn.Module) -> bool:
@@ -15,9 +15,7 @@ def takes(x: torch.Tensor, linear: nn.Module) -> bool:
 
     A compiler decides itself what it computes twice. torch.func's transforms go through plain operations only.
     """
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transform():
+    if not (torch.is_grad_enabled() and x.requires_grad and eager()):
         return False
     plain = type(linear) is nn.Linear and type(x) is torch.Tensor and type(linear.weight) is nn.Parameter
     real = x.device.type in ('cpu', 'cuda')  # of other devices, the meta device among them, autocast cannot be asked
