@@ -23,3 +23,5 @@ OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
 OPTIM_WRAPPERS = root.Registry(
     'optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='beit_mm', locations=['beit_mm.engine']
 )
+RUNNERS = root.Registry('runner', parent=root.RUNNERS, scope='beit_mm', locations=['beit_mm.engine'])
+LOOPS = root.Registry('loop', parent=root.LOOPS, scope='beit_mm', locations=['beit_mm.engine'])

@@ -50,19 +50,55 @@ def call(*args, timeout: float = 300, **env) -> tuple[int, str, str]:
 
 
 def _door(args: list[str], timeout: float, env: dict[str, str]) -> tuple[int, str, str]:
+    with door_started(*args, **env) as running:
+        return running.wait(timeout), running.stdout(), running.stderr()
+
+
+class RunningDoor:
+    """A door in a child of the fork server: `pid`, `wait`, `send`, and what it has printed so far."""
+
+    def __init__(self, process: multiprocessing.process.BaseProcess, folder: str) -> None:
+        self.process, self.folder = process, Path(folder)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, signum: int) -> None:
+        """To the process itself; to its whole group: os.killpg(pid, signum)."""
+        os.kill(self.pid, signum)
+
+    def wait(self, timeout: float = 300) -> int:
+        """The exit code, as a shell has it negated for signals: -9 of a killed one."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired(f'process {self.pid}', timeout)
+        return self.process.exitcode
+
+    def stdout(self) -> str:
+        return (self.folder / 'stdout').read_text()
+
+    def stderr(self) -> str:
+        return (self.folder / 'stderr').read_text()
+
+
+@contextlib.contextmanager
+def door_started(*args, **env) -> Iterator[RunningDoor]:
+    """`python tools/X.py ARGS`, in a session of its own which is killed whole at the end: for tests of signals."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(STACK)
     with tempfile.TemporaryDirectory() as folder:
         files = [f'{folder}/{name}' for name in ('stdout', 'stderr')]
-        process = context.Process(target=_run_door, args=(args, files, {'OMP_NUM_THREADS': '1', **env}))
+        for file in files:
+            Path(file).touch()
+        process = context.Process(target=_run_door, args=(list(map(str, args)), files, {'OMP_NUM_THREADS': '1', **env}))
         process.start()
-        process.join(timeout)
-        if process.exitcode is None:
+        try:
+            yield RunningDoor(process, folder)
+        finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.join()
-            raise subprocess.TimeoutExpired(args, timeout)
-        return process.exitcode, *(Path(file).read_text() for file in files)
 
 
 def _run_door(args: list[str], files: list[str], env: dict[str, str]) -> None:
@@ -71,5 +107,7 @@ def _run_door(args: list[str], files: list[str], env: dict[str, str]) -> None:
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     os.environ.update(env)
     os.chdir(ROOT)
-    sys.argv, sys.path[0] = args, str(ROOT / 'tools')
+    multiprocessing.set_start_method('fork', force=True)  # as in a process of its own
+    sys.argv = args
+    sys.path[:0] = [str(ROOT / 'tools'), str(ROOT / 'tests')]  # injected.py
     runpy.run_path(args[0], run_name='__main__')

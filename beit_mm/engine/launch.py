@@ -15,7 +15,6 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
 
 from ..checkpoints.fit import as_ours
 from ..checkpoints.load import CheckpointError, read, state_dict_of, trust
@@ -24,6 +23,7 @@ from .checkpointing import TO_EVALUATE, latest_checkpoint, model_of, warn_of_pre
 from .compiling import compile_backbone, uncompile
 from .configs import ConfigError
 from .device import suit_device
+from .runner import Runner
 
 SAFETY_HOOKS = [
     dict(type='beit_mm.PlainCheckpointHook'),

@@ -1,0 +1,20 @@
+"""Small trainings through `tools/train.py`, for the tests of what goes wrong: configs as files, faults as hooks.
+
+A fault is injected at a step, never at a time: a hook of tests/injected.py, which the config imports.
+"""
+
+from pathlib import Path
+
+from tiny import tiny
+
+
+def config_file(folder: Path, kind: str, *hooks: dict, **options) -> str:
+    """A tiny version of a miniature config (tiny.CLASSIFY, SEGMENT, PRETRAIN) as a file; options: `--cfg-options`,
+    hooks: of tests/injected.py, such as dict(type='SignalAt', step=3, signal='SIGTERM')."""
+    config = tiny(kind, **options)
+    config.custom_imports = dict(imports=['injected'], allow_failed_imports=False)
+    config.custom_hooks = [*config.get('custom_hooks', ()), *hooks]
+    path = Path(folder) / f'{Path(kind).stem}.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config.dump(path)
+    return str(path)
