@@ -11,6 +11,7 @@ from beit_mm.engine.configs import load_config
 CLASSIFY = 'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'
 SEGMENT = 'configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py'
 PRETRAIN = 'configs/pretrain/beit-mini-p8_dvae_1xb48-1500_embedded-64.py'
+TOKENIZE = 'configs/tokenizer/dvae-512_1xb64-300_embedded-32.py'
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48)
 HEADS = {
     CLASSIFY: {'model.head.in_channels': 24},
@@ -23,12 +24,13 @@ HEADS = {
         'model.auxiliary_head.channels': 8,
     },
     PRETRAIN: {'model.head.embed_dims': 24, 'model.target.checkpoint': None},
+    TOKENIZE: {'model.vocab_size': 32, 'model.hidden_dims': 8, 'model.code_dims': 8},
 }
 
 
 def tiny(path: str, **options) -> Config:
     """A config with two narrow blocks and 30 images to test on."""
-    small = {f'model.backbone.arch.{key}': value for key, value in ARCH.items()}
+    small = {f'model.backbone.arch.{key}': value for key, value in ARCH.items() if path != TOKENIZE}
     images = {f'{split}_dataloader.dataset.length': 30 for split in ('train', 'val', 'test')}
     batch = {f'{split}_dataloader.batch_size': 10 for split in ('train', 'val', 'test')}
     return load_config(path, {**small, **HEADS[path], **images, **batch, **options})

@@ -1,14 +1,24 @@
 """Randomness of a sample that depends on (seed, epoch, index) and on nothing else.
 
-The samplers hand out indices that know what they were drawn for; a transform asks `generator_of(results)` and
-gets the same numbers however many workers there are, in whatever order, and again when a run is repeated.
+The samplers hand out indices that know what they were drawn for, and can begin anywhere: nothing is read again to get
+there. A transform of ours asks `generator_of(results)`; for those of others the global generators are seeded before
+each sample (`seed_samples`). So a sample is the same however many workers there are, in whatever order, and again
+when a run is repeated or goes on.
 """
 
+import functools
+import hashlib
+import itertools
+import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dist import get_dist_info
+from mmengine.registry import DATA_SAMPLERS as ROOT
+from torch.utils.data import Dataset, Sampler
 
 from ..registry import DATA_SAMPLERS
 
@@ -39,7 +49,7 @@ class Draw(int):
 def generator_of(results: dict, purpose: str) -> np.random.Generator:
     """The generator of one sample for one purpose (a transform's name), so that transforms draw apart.
 
-    A sample from another sampler has no key: then from NumPy's global generator, which mmengine seeds per worker.
+    A sample from another sampler has no key: then from NumPy's global generator.
     A sample of which only so many views are made, `num_views`, gets the same numbers again after as many epochs.
     """
     key = getattr(results.get('sample_idx'), 'key', None)
@@ -51,19 +61,126 @@ def generator_of(results: dict, purpose: str) -> np.random.Generator:
     return np.random.default_rng([*key, zlib.crc32(purpose.encode())])
 
 
+def seed_globals(*counter: int | str) -> None:
+    """Seed the global generators of Python, NumPy and torch (CPU) by what is next, such as ('step', seed, 7, rank)."""
+    digest = hashlib.blake2b(repr(counter).encode(), digest_size=32).digest()
+    words = np.frombuffer(digest, np.uint32)
+    random.seed(digest)
+    np.random.seed(words)
+    torch.default_generator.manual_seed(int.from_bytes(digest[:7], 'little'))
+
+
+def seed_samples(dataset: Dataset) -> None:
+    """Have a data set seed the global generators for each sample that a loader with keyed indices asks it for.
+
+    torch's loaders ask for a batch by `__getitems__` where a data set has one: it gets one. `dataset[i]` is as it was.
+    """
+    dataset.__getitems__ = functools.partial(_items, dataset)
+
+
+def _items(dataset: Dataset, indices: Sequence[int]) -> list:
+    samples = []
+    for index in indices:
+        if isinstance(index, Draw):
+            seed_globals('sample', *index.key)
+        samples.append(dataset[index])
+    return samples
+
+
 @DATA_SAMPLERS.register_module()
 class SeededSampler(DefaultSampler):
-    """mmengine's DefaultSampler (one pass, split over the ranks), whose indices are Draws."""
+    """mmengine's DefaultSampler (one pass, split over the ranks), whose indices are Draws.
+
+    start: how many indices of this rank the next passes leave out.
+    """
+
+    start, endless = 0, False
 
     def __iter__(self) -> Iterator[Draw]:
-        for index in super().__iter__():
+        for index in itertools.islice(super().__iter__(), self.start, None):
             yield Draw(index, (self.seed, self.epoch, index))
 
 
 @DATA_SAMPLERS.register_module()
 class SeededInfiniteSampler(InfiniteSampler):
-    """mmengine's InfiniteSampler (pass after pass without an end), whose indices are Draws."""
+    """mmengine's InfiniteSampler (pass after pass without an end), whose indices are Draws.
 
-    def _infinite_indices(self) -> Iterator[Draw]:
-        for position, index in enumerate(super()._infinite_indices()):
-            yield Draw(index, (self.seed, position // self.size, index))
+    start: how many indices of this rank to leave out. Every `iter()` begins there, and not where the last one ended.
+    """
+
+    start, endless = 0, True
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(self.seed)
+        position = self.rank + self.start * self.world_size  # in the endless row of all ranks
+        for number in itertools.count():
+            # a pass that is left out is drawn too: the next one's order depends on it
+            order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
+            mine = order[max(0, position - number * self.size) :: self.world_size]
+            for index in mine.tolist():
+                yield Draw(index, (self.seed, number, index))
+            position += self.world_size * len(mine)
+
+
+class ResumableSampler(Sampler):
+    """Any other sampler, with a `start` and Draws: their key is (seed, epoch, index, a count of its draws).
+
+    It is asked for what is left out too, which for an endless one takes as long as drawing it did.
+    """
+
+    start = 0
+
+    def __init__(self, wrapped: Sampler, seed: int) -> None:
+        self.wrapped, self.seed, self.epoch = wrapped, seed, 0
+        self.endless = isinstance(wrapped, InfiniteSampler)
+        self.rank, self.world_size = get_dist_info()  # repeated augmentation gives an index to several ranks
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        if hasattr(self.wrapped, 'set_epoch'):
+            self.wrapped.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.wrapped)
+
+    def __iter__(self) -> Iterator[Draw]:
+        came: dict[int, int] = {}
+        for place, index in enumerate(self.wrapped):
+            before = came.get(index, 0)
+            came[index] = before + 1
+            if place >= self.start:
+                yield Draw(index, (self.seed, self.epoch, index, before * self.world_size + self.rank))
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableBatchSampler(Sampler):
+    """Any batch sampler (the config `of`), with a `start` in batches."""
+
+    start = 0
+
+    def __init__(self, sampler: Sampler, batch_size: int, of: dict) -> None:
+        self.sampler = sampler
+        self.batches = ROOT.build(of, default_args=dict(sampler=sampler, batch_size=batch_size))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return itertools.islice(iter(self.batches), self.start, None)
+
+
+# mmengine's samplers, and those of ours that give the same indices in the same order
+KEYED = {DefaultSampler: SeededSampler, InfiniteSampler: SeededInfiniteSampler}
+
+
+@DATA_SAMPLERS.register_module()
+def keyed_sampler(of: dict, dataset: Dataset, seed: int | None) -> Sampler:
+    """The sampler of a config, `of`, or one with the same order, that hands out Draws and can begin anywhere."""
+    built = ROOT.build(of, default_args=dict(dataset=dataset, seed=seed))
+    ours = KEYED.get(type(built))
+    if ours:
+        arguments = {key: value for key, value in of.items() if key not in ('type', '_scope_')}
+        return ours(**{**arguments, 'dataset': dataset, 'seed': built.seed})
+    if isinstance(built, (SeededSampler, SeededInfiniteSampler)):
+        return built
+    return ResumableSampler(built, getattr(built, 'seed', seed) or 0)

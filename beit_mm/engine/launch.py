@@ -27,6 +27,7 @@ from .runner import Runner
 
 SAFETY_HOOKS = [
     dict(type='beit_mm.PlainCheckpointHook'),
+    dict(type='beit_mm.CountedRandomnessHook'),
     dict(type='beit_mm.FitWeightsHook'),
     dict(type='beit_mm.ProgressHook'),
     dict(type='beit_mm.UnreadableImagesHook'),
@@ -170,7 +171,7 @@ def run(config: Config, compiled: bool = False, **wishes) -> Runner:
     runner = Runner.from_cfg(config)
     if compiled:
         compile_backbone(model_of(runner))
-    runner.logger.info(f'seed {config.randomness["seed"]}, work_dir {config.work_dir}')
+    runner.logger.info(f'seed {runner.seed}, work_dir {config.work_dir}')
     started = time.perf_counter()
     runner.train()
     runner.logger.info(f'trained in {time.perf_counter() - started:.0f} s')
