@@ -264,8 +264,8 @@ PIPELINE = 'train_dataloader.dataset.pipeline'
         ),
         ({'model.data_preprocessor.max_value': 200.0}, 'the data preprocessor of the token view'),
         (
-            {'train_dataloader.sampler': dict(type='InfiniteSampler', shuffle=True, _delete_=True)},
-            'needs train_dataloader.sampler beit_mm.SeededSampler',
+            {'train_dataloader.sampler': dict(type='RepeatAugSampler', shuffle=True, _delete_=True)},
+            'needs train_dataloader.sampler DefaultSampler',
         ),
         (
             {
@@ -334,7 +334,7 @@ def test_the_reader_comes_first(cache, tokenizer):
 def test_samples_without_tokens_are_refused(cache):
     reader = TokensFromCache(str(cache), VIEWS)
     for sample, message in (
-        (5, 'which view a sample is says its sampler'),
+        (5, 'which view a sample is says the sampler of a training'),
         (Draw(5, (1, 0, 5)), 'drawn for seed 0, this run draws for seed 1. Run with --seed 0'),
         (Draw(20, (0, 0, 20)), 'has 20 images, and the sample is of image 20'),
     ):

@@ -86,8 +86,7 @@ class TokensFromCache(BaseTransform):
         key = getattr(results.get('sample_idx'), 'key', None)
         if key is None:
             raise TokenCacheError(
-                f'{self.cache}: which view a sample is says its sampler, if it is beit_mm.SeededSampler or '
-                f'beit_mm.SeededInfiniteSampler; this one is another'
+                f'{self.cache}: which view a sample is says the sampler of a training; this index comes from elsewhere'
             )
         if 'patches' in results or 'tokens_view' in results:
             raise TokenCacheError(f'{self.cache}: the view is made already; put TokensFromCache first in the pipeline')

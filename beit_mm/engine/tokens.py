@@ -188,7 +188,7 @@ class TokenCacheHook(Hook):
         if not isinstance(target, TokenTarget):
             return f'{cache}: holds tokens, and model.target is {type(target).__name__}: set beit_mm.CachedTokens'
         if not isinstance(loader.sampler, (SeededSampler, SeededInfiniteSampler)):
-            return f'{cache}: needs train_dataloader.sampler beit_mm.SeededSampler or beit_mm.SeededInfiniteSampler'
+            return f'{cache}: needs train_dataloader.sampler DefaultSampler or InfiniteSampler'
         facts = facts_of(runner.cfg, loader.dataset, target, loader.sampler.seed, reader.views)
         wishes = f'--views {reader.views} --seed {loader.sampler.seed} --out FOLDER'
         remedy = f'Make the config as it was, or another cache: {command_for(runner.cfg.filename, cache)} {wishes}'
