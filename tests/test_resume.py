@@ -14,6 +14,8 @@ from processes import call
 from tiny import CLASSIFY, PRETRAIN, SEGMENT, TOKENIZE
 
 from beit_mm.checkpoints.load import read
+from beit_mm.engine.configs import load_config
+from beit_mm.engine.launch import run
 
 EMA = dict(type='EMAHook', momentum=0.1)
 CLASSIFIED = [
@@ -116,6 +118,18 @@ def test_a05_a06_a09_iterations_all_randomness(tmp_path, kind):
 @pytest.mark.parametrize('at', [3, 4, 6], ids=['a03_end_of_epoch', 'a04_mid_epoch', 'a04_last_batch'])
 def test_epochs_all_randomness(tmp_path, kind, at):
     check_exact(tmp_path, kind, at, 'iter_9.pth', **BY_EPOCH)
+
+
+def test_a01_a04_in_one_process(tmp_path, no_pretty_printing):
+    """The fast suite's: an epoch of 3 batches, gone on with after its first."""
+    options = {**RANDOM[CLASSIFY], **BY_EPOCH, 'train_cfg.max_epochs': 1, 'default_hooks.checkpoint.max_keep_ckpts': 3}
+    for name, start in (('whole', None), ('rest', str(tmp_path / 'whole/iter_1.pth'))):
+        recorder = dict(type='Recorder', file=str(tmp_path / name / 'steps.jsonl'))
+        config = load_config(config_file(tmp_path / name, CLASSIFY, EMA, recorder, **options))
+        run(config, work_dir=str(tmp_path / name), resume=start)
+    assert steps_in(tmp_path / 'rest') == steps_in(tmp_path / 'whole')[1:]
+    a, b = (read(tmp_path / name / 'iter_3.pth') for name in ('whole', 'rest'))
+    assert [d for part in WHOLE for d in differences(a[part], b[part], part)] == []
 
 
 @pytest.mark.slow
