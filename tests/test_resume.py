@@ -120,7 +120,7 @@ def test_epochs_all_randomness(tmp_path, kind, at):
     check_exact(tmp_path, kind, at, 'iter_9.pth', **BY_EPOCH)
 
 
-def test_a01_a04_in_one_process(tmp_path, no_pretty_printing):
+def test_a01_a04_in_one_process(tmp_path):
     """The fast suite's: an epoch of 3 batches, gone on with after its first."""
     options = {**RANDOM[CLASSIFY], **BY_EPOCH, 'train_cfg.max_epochs': 1, 'default_hooks.checkpoint.max_keep_ckpts': 3}
     for name, start in (('whole', None), ('rest', str(tmp_path / 'whole/iter_1.pth'))):
