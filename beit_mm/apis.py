@@ -82,8 +82,8 @@ def _test_dataset(config: Config) -> dict:
 
 def _classes(meta: dict, config: Config) -> tuple[str, ...] | None:
     """Names of the classes: what the checkpoint was trained on, else what the config tests on."""
-    found = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
-    if not found:
+    found = _of_data(meta, 'classes')
+    if not found or not all(isinstance(name, str) for name in found):
         dataset = _test_dataset(config)
         found = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
         with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
@@ -93,10 +93,18 @@ def _classes(meta: dict, config: Config) -> tuple[str, ...] | None:
     return tuple(found) if found else None
 
 
+def _of_data(meta: dict, key: str) -> list | tuple | None:
+    """`classes` or `palette` of the data set that a checkpoint was trained on, as its `meta` lists them: no name of a
+    file, which mmengine would open, nor anything else."""
+    dataset = meta.get('dataset_meta')
+    found = (dataset.get(key) if isinstance(dataset, dict) else None) or meta.get(key.upper())
+    return found if isinstance(found, (list, tuple)) else None
+
+
 def _palette(meta: dict, config: Config) -> list | None:
     """RGB of each class, where the checkpoint's data set or the config's have them."""
-    found = (meta.get('dataset_meta') or {}).get('palette') or meta.get('PALETTE')
-    if found is None or not len(found):
+    found = _of_data(meta, 'palette')
+    if not found:
         dataset = _test_dataset(config)
         with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
             own = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})

@@ -14,6 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from .closed import (
+    annotation_files_are_data,
+    checkpoints_read_closed,
+    data_configs_inherit_data,
+    files_of_others_read_closed,
+)
+
 CONFIG_ROOT = Path(__file__).parent / '.mim' / 'configs'
 
 TESTED = {  # distribution: what the tests ran on. Others may work; the doctor says when one differs.
@@ -165,56 +172,47 @@ def collate_without_scope() -> str:
     return "a data loader inherited by `_base_='package::...'` may name its collate function"
 
 
-class _Closed:
-    """torch, whose `load` reads weights and runs nothing."""
-
-    def __getattr__(self, name: str):
-        import torch
-
-        return getattr(torch, name)
-
-    def load(self, file, map_location=None, **_):
-        from .checkpoints.load import read, unpickle
-
-        return read(file, map_location) if isinstance(file, (str, Path)) else unpickle(file, map_location)
-
-
-def load_from_weights_only(filename: str, map_location=None) -> dict:
-    """The loader of `checkpoints_read_closed`; mmengine says "by ... backend" with what follows `load_from_` here."""
-    from .checkpoints.load import read
-
-    return read(filename, map_location)
-
-
-def checkpoints_read_closed() -> str:
-    """mmengine opens checkpoints by torch.load's default, which since torch 2.6 refuses mmengine's own files, and
-    which TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns into running whatever they hold. Ours is always weights_only.
-    """
-    from mmengine.runner import checkpoint
-    from mmengine.runner.checkpoint import CheckpointLoader
-
-    loader = load_from_weights_only
-    if CheckpointLoader._schemes.get('') is loader:
-        return ''
-    CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), loader=loader, force=True)
-    checkpoint.load_from_http = loader  # for torchvision://, mmcls:// and the like, which look an address up
-    checkpoint.torch = _Closed()  # openmmlab:// and s3:// open files by torch.load
-    return 'checkpoints are read with weights_only=True'
-
-
 def checkpoints_written_whole() -> str:
     """mmengine writes checkpoints in place, so a kill leaves half a file under the final name."""
-    from mmengine.runner import runner
+    import mmengine.runner
+    from mmengine.runner import checkpoint, runner
 
-    from .checkpoints.load import write
+    from .checkpoints.store import save
+
+    original = checkpoint.save_checkpoint
+    if getattr(original, '__module__', '') == __name__:
+        return ''
 
     def save_checkpoint(checkpoint, filename, file_client_args=None, backend_args=None):
-        write(checkpoint, filename)
+        if '://' in str(filename):  # no disk of ours
+            return original(checkpoint, filename, file_client_args, backend_args)
+        return save(checkpoint, filename)
 
-    if getattr(runner.save_checkpoint, '__module__', '') == __name__:
+    for module in (mmengine.runner, runner, checkpoint):
+        module.save_checkpoint = save_checkpoint
+    return 'checkpoints appear under their name only when complete, and checkpoints.json says what they must be'
+
+
+def newest_checkpoint_verified() -> str:
+    """mmengine resumes from the file that `last_checkpoint` names by an absolute path, whether it is there or not."""
+    import mmengine.runner
+    from mmengine.runner import checkpoint, runner
+
+    from .checkpoints.store import folders_of, newest_verified
+
+    original = checkpoint.find_latest_checkpoint
+    if getattr(original, '__module__', '') == __name__:
         return ''
-    runner.save_checkpoint = save_checkpoint
-    return 'checkpoints appear under their name only when complete'
+
+    def find_latest_checkpoint(path: str) -> str | None:
+        found = next(filter(None, map(newest_verified, folders_of(Path(path)))), None)
+        if found is None and (pointed := original(path)):  # without its optimizer, or damaged, which reading it says
+            found = Path(path, pointed)
+        return str(found) if found and found.is_file() else None
+
+    for module in (mmengine.runner, runner, checkpoint):
+        module.find_latest_checkpoint = find_latest_checkpoint
+    return 'a run resumes from the newest checkpoint that is whole'
 
 
 class _Room:
@@ -311,7 +309,21 @@ WORKAROUNDS = (
     Workaround(configs_by_package, 'mmengine 0.10', 'no issue; mmengine/config/utils.py MODULE2PACKAGE'),
     Workaround(collate_without_scope, 'mmengine 0.10', 'no issue; mmengine/runner/runner.py build_dataloader'),
     Workaround(checkpoints_read_closed, 'mmengine 0.10 with torch >= 2.6', 'open-mmlab/mmengine#1655'),
+    Workaround(
+        annotation_files_are_data,
+        'mmengine 0.10',
+        'no issue; mmengine/fileio/handlers/yaml_handler.py and pickle_handler.py',
+    ),
+    Workaround(data_configs_inherit_data, 'mmengine 0.10', 'no issue; mmengine/config/config.py _get_cfg_path'),
+    Workaround(
+        files_of_others_read_closed,
+        'mmpretrain 1.2.0, mmseg 1.2.2, mmengine 0.10',
+        'no issue; mmpretrain/datasets/utils.py and the others of OPENERS in beit_mm/closed.py',
+    ),
     Workaround(checkpoints_written_whole, 'mmengine 0.10', 'no issue; mmengine/runner/checkpoint.py save_checkpoint'),
+    Workaround(
+        newest_checkpoint_verified, 'mmengine 0.10', 'no issue; mmengine/runner/checkpoint.py find_latest_checkpoint'
+    ),
     Workaround(histories_grow_in_place, 'mmengine 0.10', 'no issue; mmengine/logging/history_buffer.py update'),
     Workaround(launcher_without_cuda, 'mmengine 0.10 without CUDA', 'no issue; mmengine/dist/utils.py'),
 )

@@ -8,12 +8,17 @@ import contextlib
 import functools
 import logging
 import os
+import re
+import select
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 
-MOST_LINES = 10  # of an error, on the terminal
+MOST_LINES, LONGEST_LINE = 10, 600  # of an error, on the terminal; characters
+READER_GONE = 141  # exit code, as of a program that SIGPIPE ends
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # of a training that a signal ended
 
 
 def door(main: Callable[[], None]) -> Callable[[], None]:
@@ -21,41 +26,86 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
+        _log_on_without_a_reader()
         try:
             main()
-            _end_as_one_of_several()
-        except KeyboardInterrupt:
+            sys.stdout.flush()
+            if _is_one_of_several():
+                _end(0)
+        except KeyboardInterrupt as stopped:
+            if code := getattr(stopped, 'exit_code', 0):  # engine/signals.py; it has said what there is to say
+                _end(code)
             print('interrupted', file=sys.stderr)
             sys.exit(130)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _reader_is_gone():  # `| head`: there is nobody to tell
+                os._exit(READER_GONE)
             with contextlib.suppress(BrokenPipeError):
                 mistake = type(error).__module__.startswith('beit_mm') or isinstance(error, OSError)
                 place = _write_traceback(traceback.format_exc(), mistake)
-                kind = '' if mistake else f'{type(error).__name__}: '
-                lines = str(error).strip().splitlines()
-                more = [f'... {len(lines) - MOST_LINES} lines more, in the log'] if len(lines) > MOST_LINES else []
-                message = '\n'.join([*lines[:MOST_LINES], *more])
                 where = f'\n(the traceback is in {place})' if place else ''
-                print(f'\nerror: {kind}{message}{where}', file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
+                kind = '' if mistake else f'{type(error).__name__}: '
+                print(f'\nerror: {kind}{shown(error)}{where}', file=sys.stderr)
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(1)  # not sys.exit: data workers that wait for a batch would hold it up
 
     return wrapped
 
 
-def _end_as_one_of_several() -> None:
-    """Where it is a rank of several, the process ends here, tidily: gloo has threads that may abort it on the usual way
-    out ("terminate called without an active exception", torch 2.13), and torchrun then calls the run failed."""
+def shown(error: Exception) -> str:
+    """What the terminal gets of an error: the words of its maker, at most MOST_LINES lines.
+
+    torch brings an error of a data worker as the text of its traceback, whose last lines those words are.
+    """
+    text = str(error).strip()
+    if text.startswith('Caught ') and '\nOriginal Traceback' in text:
+        name = text.split(maxsplit=2)[1]
+        *_, last = re.split(rf'^(?:[\w.]+\.)?{re.escape(name)}(?:: |$)', text, flags=re.MULTILINE)
+        text = last.strip() or name
+    lines = [line if len(line) <= LONGEST_LINE else f'{line[:LONGEST_LINE]} ...' for line in text.splitlines()]
+    more = [f'... {len(lines) - MOST_LINES} lines more, in the log'] if len(lines) > MOST_LINES else []
+    return '\n'.join([*lines[:MOST_LINES], *more])
+
+
+def _reader_is_gone() -> bool:
+    """Whether what reads this process's output has ended; what is printed from here on goes nowhere."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _log_on_without_a_reader() -> None:
+    """A training goes on, and into its log file, when what reads its output has ended (`| head`, a lost terminal);
+    logging would put a traceback on stderr for every line."""
+    report = logging.Handler.handleError
+
+    def handle(handler: logging.Handler, record: logging.LogRecord) -> None:
+        if not (isinstance(sys.exception(), BrokenPipeError) and _reader_is_gone()):
+            report(handler, record)
+
+    logging.Handler.handleError = handle
+
+
+def _is_one_of_several() -> bool:
     distributed = sys.modules.get('torch.distributed')
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    if distributed.get_backend() == 'nccl':
-        distributed.destroy_process_group()
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _end(code: int) -> None:
+    """End the process here, tidily: as a rank of several, gloo has threads that may abort it on the usual way out
+    ("terminate called without an active exception", torch 2.13), and torchrun then calls the run failed."""
+    for number in EXIT_CODES:
+        signal.signal(number, signal.SIG_IGN)  # torchrun sends one to all ranks as soon as the first has ended
+    if _is_one_of_several() and sys.modules['torch.distributed'].get_backend() == 'nccl':
+        sys.modules['torch.distributed'].destroy_process_group()
     atexit._run_exitfuncs()  # logs are closed, data workers ended
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def _write_traceback(text: str, mistake: bool) -> str:
@@ -66,11 +116,14 @@ def _write_traceback(text: str, mistake: bool) -> str:
     for logger in logs.MMLogger._instance_dict.values() if logs else ():
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
-                with open(handler.baseFilename, 'a') as file:
-                    file.write(text)
-                return handler.baseFilename
+                with contextlib.suppress(OSError):  # the disk is full, or the folder gone: that may be the mistake
+                    with open(handler.baseFilename, 'a') as file:
+                        file.write(text)
+                    return handler.baseFilename
     if mistake:
         return ''
-    with tempfile.NamedTemporaryFile('w', prefix='beit_mm-', suffix='.log', delete=False) as file:
-        file.write(text)
-    return file.name
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile('w', prefix='beit_mm-', suffix='.log', delete=False) as file:
+            file.write(text)
+        return file.name
+    return ''

@@ -104,7 +104,7 @@ def runner(ours: bool, interval: int) -> Callable[[], object]:
         config['optim_wrapper']['type'] = 'beit_mm.OptimWrapper'
         config['default_hooks']['checkpoint'] = dict(type='CheckpointHook', interval=10**6, by_epoch=False)
         config = prepare(Config(config), work_dir=folder, seed=0).to_dict()
-        config['custom_hooks'] = [hook for hook in config['custom_hooks'] if hook['type'] != 'beit_mm.DataCheckHook']
+        config['custom_hooks'] = [hook for hook in config['custom_hooks'] if hook['type'] != 'beit_mm.PreflightHook']
     terse_terminal()
     loader = dict(batch_size=BATCH, num_workers=0, sampler=dict(type='InfiniteSampler'))
     loader.update(dataset=dict(type='Pairs'), collate_fn=dict(type='default_collate'))

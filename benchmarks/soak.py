@@ -37,7 +37,7 @@ def options(steps: int, interval: int) -> list[str]:
         f'default_hooks.checkpoint.interval={interval}',
         f'default_hooks.logger.interval={interval}',
         'train_dataloader.num_workers=1',
-        "custom_hooks=[dict(type='EMAHook')]",
+        "custom_hooks=[{'type': 'EMAHook'}]",
     ]
 
 
@@ -149,7 +149,8 @@ def memory(steps: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(dest='kind', required=True)
+    parser.add_argument('--list', action='store_true', help='say what there is, and run nothing')
+    kinds = parser.add_subparsers(dest='kind')
     one = kinds.add_parser('kills')
     one.add_argument('--minutes', type=float, default=120)
     one.add_argument('--every', type=float, default=60, help='seconds from the first step of a start to its end')
@@ -157,6 +158,10 @@ def main() -> None:
     other.add_argument('--steps', type=int, default=10_000)
     parser.add_argument('--folder', type=Path, help='where the runs go, and stay (default: a temporary folder)')
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job, and its children, ignore it
+    if args.list or not args.kind:
+        print('kills: a training that is killed and called again, against one left alone\nmemory: of a long training')
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)

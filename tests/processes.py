@@ -1,6 +1,7 @@
 """Commands that tests run: nothing that they started outlives them, whatever happens."""
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -72,7 +73,9 @@ class RunningDoor:
         """The exit code, as a shell has it negated for signals: -9 of a killed one."""
         self.process.join(timeout)
         if self.process.exitcode is None:
-            raise subprocess.TimeoutExpired(f'process {self.pid}', timeout)
+            self.send(signal.SIGUSR2)  # where it hangs: _run_door
+            self.process.join(1)
+            raise subprocess.TimeoutExpired(f'process {self.pid}: {self.stderr()[-3000:]}', timeout)
         return self.process.exitcode
 
     def stdout(self) -> str:
@@ -105,6 +108,7 @@ def _run_door(args: list[str], files: list[str], env: dict[str, str]) -> None:
     os.setsid()
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    faulthandler.register(signal.SIGUSR2, file=2)
     os.environ.update(env)
     os.chdir(ROOT)
     multiprocessing.set_start_method('fork', force=True)  # as in a process of its own

@@ -7,6 +7,8 @@ import pytest
 from mmengine.config import Config
 
 from beit_mm.engine.configs import ConfigError, check_config, load_config, parse_overrides
+from beit_mm.engine.places import place_of
+from beit_mm.engine.values import wrong_values
 
 LEAF = 'configs/classification/beit-mini-p8_ft_1xb64-100_embedded-64.py'
 SEGMENTOR = 'configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py'
@@ -56,7 +58,7 @@ def test_mistakes_in_a_file(tmp_path, addition, parts):
     path.write_text(f"_base_ = ['{Path(LEAF).resolve()}']\n{addition}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    assert str(caught.value).startswith(f'{path}: ')
+    assert str(caught.value).startswith(f'{path}, line 2: ')
     for part in parts:
         assert part in str(caught.value)
 
@@ -259,3 +261,64 @@ def test_one_class_is_refused(head):
         load_config(
             'configs/segmentation/beit-mini-p8_upernet_1xb32-150_embedded-64.py', {f'model.{head}.num_classes': 1}
         )
+
+
+def test_places_of_what_is_wrong(tmp_path):
+    """The last file that gives a path a value, through bases, calls, literals and lists."""
+    (tmp_path / 'base.py').write_text("model = dict(\n    head=dict(type='A'),\n    neck={'type': 'B',\n'k': 1},\n)\n")
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        "_base_ = ['base.py']\n\nmodel = dict(head=dict(\n    width=2))\nhooks = [\n    dict(a=1),\n    dict(b=2),\n]\n"
+    )
+    for dotted, file, line in (
+        ('model.head.width', 'mine.py', 4),
+        ('model.head.type', 'base.py', 2),
+        ('model.neck.k', 'base.py', 4),
+        ('hooks[1].b', 'mine.py', 7),
+        ('hooks', 'mine.py', 5),
+    ):
+        assert place_of(path, dotted) == f'{tmp_path / file}, line {line}'
+    assert place_of(path, 'model.head.depth') == str(path)  # of the command line, or computed
+
+
+@pytest.mark.parametrize(
+    ('dotted', 'value', 'right'),
+    [
+        ('train_cfg.max_iters', 2.5, 1e5),
+        ('train_cfg.val_interval', 0, 1),
+        ('train_dataloader.batch_size', True, 2),
+        ('train_dataloader.num_workers', -1, 0),
+        ('optim_wrapper.optimizer.lr', 'fast', 0.1),
+        ('optim_wrapper.clip_grad.max_norm', '3', 3),
+        ('randomness.seed', 'abc', None),
+        ('default_hooks.checkpoint.interval', 0, -1),
+        ('custom_hooks', [1], []),
+        ('optim_wrapper.optimizer', "dict(type='SGD')", dict(type='SGD')),
+        ('param_scheduler', dict(end=3), dict(generator=[dict(type='LinearLR')])),
+        ('load_from', 5, None),
+    ],
+)
+def test_values_of_a_wrong_kind(dotted, value, right):
+    def config(last):
+        for key in reversed(dotted.split('.')):
+            last = {key: last}
+        return last
+
+    ((where, said),) = wrong_values(config(value))
+    assert where == dotted
+    assert said.startswith(f'{dotted}={value!r}: must be ')
+    assert list(wrong_values(config(right))) == []
+
+
+def test_batch_augmentations_of_mmpretrain(tmp_path):
+    """Registered in a registry that is below none of mmengine's."""
+    path = tmp_path / 'mine.py'
+    start = f"_base_ = ['{Path(LEAF).resolve()}']\nmodel = dict(data_preprocessor=dict(batch_augments=dict(augments=["
+    path.write_text(start + "dict(type='Mixup', alpha=0.8)])))\n")
+    load_config(path)
+    path.write_text(start + "dict(type='Mixupp', alpha=0.8)])))\n")
+    with pytest.raises(ConfigError, match=r"augments\[0\]\.type='Mixupp' is not registered .* 'Mixup'"):
+        load_config(path)
+    path.write_text(start + "dict(type='Mixup', alfa=0.8)])))\n")
+    with pytest.raises(ConfigError, match=r"mine\.py, line 2: .*alfa=0\.8: Mixup has no argument 'alfa'.*'alpha'"):
+        load_config(path)

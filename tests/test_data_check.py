@@ -14,12 +14,14 @@ from PIL import Image
 from torch import nn
 
 from beit_mm.data.check import check_dataset, check_pipeline
+from beit_mm.data.classes import check_names
 from beit_mm.data.datasets import EmbeddedScenes
+from beit_mm.data.failures import DataError
 from beit_mm.data.loading import LoadImage
 from beit_mm.data.masks import LoadMask, MaskFolder
 from beit_mm.data.verify import Report
 from beit_mm.engine.configs import load_config
-from beit_mm.engine.data_check import DataError, check_batch, check_data_of
+from beit_mm.engine.data_check import check_batch, check_data_of
 from beit_mm.engine.errors import ConfigError
 from beit_mm.engine.launch import run
 
@@ -103,7 +105,9 @@ def test_black_and_white_masks(tmp_path):
 
 
 def test_another_number_of_classes_than_the_head(tmp_path):
-    ((what, remedy),) = checked(folder(tmp_path, dict(x=halves(0, 1))), num_classes=150).problems
+    report = Report()
+    check_names(folder(tmp_path, dict(x=halves(0, 1))), 150, 'train', report)
+    ((what, remedy),) = report.problems
     assert what == 'train: the data set names 3 classes (a, b, c), the head tells 150 apart'
     assert 'num_classes=3' in remedy
 
@@ -114,7 +118,7 @@ def test_wrapped_and_made_data_sets(tmp_path):
         assert len(checked(wrapped).problems) == 1
     scenes = EmbeddedScenes(pipeline=[], split='train', length=20, size=32)
     assert checked(scenes, num_classes=12).problems == []
-    assert len(checked(scenes, num_classes=11).problems) == 2  # names and ids
+    assert len(checked(scenes, num_classes=11).problems) == 1
 
 
 def test_a_run_stops_before_its_first_step(tmp_path):

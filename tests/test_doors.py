@@ -69,3 +69,23 @@ door(lambda: print('done'))()
 def test_a_rank_ends_before_threads_are_torn_down(one, said):
     """Gloo's abort the process then, and torchrun calls the run failed."""
     assert call('-c', RANK, one) == (0, said, '')
+
+
+LOG_GONE = """
+import logging, sys, types
+sys.path[0] = 'tools'
+from _door import door
+log = logging.FileHandler(sys.argv[1] + '/run.log')
+log.baseFilename = sys.argv[1] + '/gone/run.log'
+loggers = dict(a=types.SimpleNamespace(handlers=[log]))
+sys.modules['mmengine.logging'] = types.SimpleNamespace(MMLogger=types.SimpleNamespace(_instance_dict=loggers))
+@door
+def main():
+    raise OSError('the disk is full')
+main()
+"""
+
+
+def test_a_log_that_takes_no_traceback(tmp_path):
+    """On a full disk, or where the work_dir is gone, the message is what counts."""
+    assert call('-c', LOG_GONE, tmp_path) == (1, '', '\nerror: the disk is full\n')

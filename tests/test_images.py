@@ -203,7 +203,8 @@ def test_a_run_says_what_it_skipped(folders):
     bad = folders / 'train' / 'a' / '1.png'
     bad.write_bytes(b'broken')
     pipeline = [dict(LOAD, color_type='grayscale'), dict(type='PackInputs')]
-    config = load_config(CLASSIFY, {'train_cfg.max_iters': 3, 'train_dataloader.batch_size': 6})
+    few = {'train_cfg.max_iters': 3, 'train_dataloader.batch_size': 6, 'model.head.num_classes': 3}
+    config = load_config(CLASSIFY, few)
     config.train_dataloader.dataset = dict(
         type='beit_mm.ImageList', data_root=str(folders), data_prefix='train', pipeline=pipeline
     )

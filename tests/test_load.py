@@ -1,10 +1,13 @@
 """checkpoints/load.py: nothing runs code, damage is named, and weights fit or are refused."""
 
 import argparse
+import functools
+import http.server
 import logging
 import pickle
 import random
 import struct
+import threading
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -268,9 +271,41 @@ def test_files_with_an_address_are_read_closed_too(tmp_path, monkeypatch):
         assert reader('https://example.org/v2/good.pth') == dict(state_dict={}, version=2)  # another file of that name
     assert len(asked) == len(set(asked)) == 3  # once each
     assert not (tmp_path / 'ran').exists()
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *_: (_ for _ in ()).throw(URLError('no network')))
+    monkeypatch.setattr(
+        torch.hub, 'download_url_to_file', lambda *_, **__: (_ for _ in ()).throw(URLError('no network'))
+    )
     with pytest.raises(CheckpointError, match=r'https://example\.org/x\.pth: not downloaded \(.*no network.*its path'):
         read('https://example.org/x.pth')
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """(address of a folder, the folder), and an empty hub folder."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, 'log_message', lambda *_: None)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setenv('no_proxy', '*')
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}', folder
+        server.shutdown()
+
+
+def test_a_download_is_the_file_that_its_address_says(served, tmp_path):
+    address, folder = served
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), folder / 'plain.pth')
+    digest = sha256(folder / 'plain.pth')
+    for name in (f'beit-{digest[:8]}.pth', 'beit-00c0ffee.pth', 'beit-20221114.pth'):
+        (folder / name).write_bytes((folder / 'plain.pth').read_bytes())
+    for good in (f'beit-{digest[:8]}.pth', f'plain.pth#sha256={digest.upper()}', 'beit-20221114.pth', 'plain.pth'):
+        assert read(f'{address}/{good}')['state_dict']['a'] == 1
+    kept = set((tmp_path / 'hub').rglob('*.pth'))
+    for bad in ('beit-00c0ffee.pth', 'plain.pth#sha256=' + '0' * 64):
+        with pytest.raises(CheckpointError, match=rf'{bad}: is another file than .*invalid hash value.*sha256'):
+            read(f'{address}/{bad}')
+    assert set((tmp_path / 'hub').rglob('*.pth')) == kept
 
 
 def test_the_official_files_carry_their_command_line(tmp_path):

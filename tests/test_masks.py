@@ -253,7 +253,7 @@ def test_pairs_that_are_none(tmp_path):
     with pytest.raises(MaskError, match=r'two files of one name'):
         MaskFolder(**options)
     options['data_prefix'] = dict(img_path='pictures', seg_map_path='masks')
-    with pytest.raises(MaskError, match=r'pictures: there is no such folder, of images that ends in \.jpg'):
+    with pytest.raises(MaskError, match=r'pictures: there is no such folder; images end in \.jpg'):
         MaskFolder(**options)
 
 

@@ -14,6 +14,7 @@ from processes import call
 from tiny import CLASSIFY, PRETRAIN, SEGMENT, TOKENIZE
 
 from beit_mm.checkpoints.load import read
+from beit_mm.checkpoints.store import newest_verified
 from beit_mm.engine.configs import load_config
 from beit_mm.engine.launch import run
 
@@ -114,8 +115,11 @@ def test_a05_a06_a09_iterations_all_randomness(tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', [CLASSIFY, SEGMENT, PRETRAIN], ids=['cls', 'seg', 'mim'])
-@pytest.mark.parametrize('at', [3, 4, 6], ids=['a03_end_of_epoch', 'a04_mid_epoch', 'a04_last_batch'])
+@pytest.mark.parametrize(
+    ('kind', 'at'),
+    [(CLASSIFY, 3), (CLASSIFY, 4), (SEGMENT, 4), (PRETRAIN, 6), (PRETRAIN, 8)],
+    ids=['a03_end_of_epoch_cls', 'a04_mid_cls', 'a04_mid_seg', 'a03_end_of_epoch_mim', 'a04_mid_mim'],
+)
 def test_epochs_all_randomness(tmp_path, kind, at):
     check_exact(tmp_path, kind, at, 'iter_9.pth', **BY_EPOCH)
 
@@ -159,3 +163,54 @@ def test_another_batch_size_goes_on_at_the_same_image(tmp_path):
     assert [step['batch'] for step in steps] == [step['batch'] for step in images[8:]]
     assert steps[-1]['step'] == 18
     assert read(again / 'iter_18.pth')['meta']['beit_mm']['images'] == 30
+
+
+@pytest.mark.slow
+def test_larger_batches_count_on_from_a_smaller_step(tmp_path):
+    """The newest checkpoint is the one that was written last; accumulation counts from there."""
+    parts = {**BY_EPOCH, 'optim_wrapper.accumulative_counts': 3}
+    train(tmp_path, CLASSIFY, **{**parts, 'train_dataloader.batch_size': 2, 'train_cfg.max_epochs': 2})  # 15 an epoch
+    (tmp_path / 'steps.jsonl').unlink()
+    steps, run, _ = train(tmp_path, CLASSIFY, '--resume', **parts)  # 3 an epoch
+    assert [(step['step'], step['epoch']) for step in steps] == [(7, 2), (8, 2), (9, 2)]
+    assert newest_verified(run).name == 'iter_9.pth'
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_in_its_last_validation(tmp_path):
+    """It is made up for: nobody would know how good the model is."""
+    options = {**ITERATIONS, 'train_cfg.max_iters': 4, 'train_cfg.val_interval': 100}
+    fault = dict(type='SignalInValidation', batch=1, step=4, signal='SIGTERM')
+    config = config_file(tmp_path, CLASSIFY, fault, **options)
+    code, out, _ = call('tools/train.py', config, '--work-dir', tmp_path / 'w')
+    assert code == 143
+    assert 'accuracy/top1' not in out
+    config = config_file(tmp_path, CLASSIFY, **options)
+    code, out, _ = call('tools/train.py', config, '--work-dir', tmp_path / 'w', '--resume')
+    assert code == 0
+    assert 'accuracy/top1' in out
+
+
+@pytest.mark.slow
+def test_a_validation_that_a_checkpoint_has_seen_is_not_repeated(tmp_path):
+    """With `save_best` it is written again after the validation, in which a schedule may have moved on."""
+    options = {**ITERATIONS, 'train_cfg.max_iters': 4, 'default_hooks.checkpoint.save_best': 'accuracy/top1'}
+    _, run, said = train(tmp_path / 'whole', CLASSIFY, **options)
+    assert said.count('accuracy/top1:') == 2
+    _, _, said = train(tmp_path / 'rest', CLASSIFY, '--resume', run / 'iter_2.pth', **options)
+    assert said.count('accuracy/top1:') == 1
+
+
+@pytest.mark.slow
+def test_epochs_of_others_go_on_with_batches_of_another_size(tmp_path):
+    """mmengine's checkpoints do not say how far the data were read: an epoch that does not fit begins anew."""
+    _, run, _ = train(tmp_path / 'whole', CLASSIFY, **BY_EPOCH)  # 3 batches an epoch
+    for iteration in (1, 100):
+        content = read(run / 'iter_3.pth')
+        content['meta'].update(iter=iteration, epoch=1)
+        del content['meta']['beit_mm']['images']
+        path = tmp_path / f'{iteration}' / 'iter_3.pth'
+        path.parent.mkdir()
+        torch.save(content, path)
+        steps, _, _ = train(path.parent, CLASSIFY, '--resume', path, **BY_EPOCH)
+        assert [(step['step'], step['epoch']) for step in steps] == [(n, (n - 1) // 3) for n in range(4, 10)]

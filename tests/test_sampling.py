@@ -21,6 +21,7 @@ from beit_mm.data.sampling import (
     seed_globals,
 )
 from beit_mm.data.transforms import MaskPatches
+from beit_mm.engine import runner
 from beit_mm.registry import DATASETS
 
 MASK = dict(type='beit_mm.MaskPatches', grid=(8, 8), num_masked=26, min_block=4)
@@ -142,6 +143,16 @@ def test_a_sampler_begins_anywhere(monkeypatch, kind, world):
         sampler.start = start
         rest = list(itertools.islice(sampler, 40 - start))
         assert [draw.key for draw in rest] == keys[start:]
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_ranks_with_seeds_of_their_own_share_an_order(monkeypatch, rank):
+    """diff_rank_seed: the order is the same at each start; mmengine draws a seed for it."""
+    monkeypatch.setattr(runner, 'get_rank', lambda: rank)
+    config = dict(dataset=DATASETS.build(POOL), sampler=dict(type='DefaultSampler', shuffle=True), batch_size=3)
+    np.random.seed(rank)
+    loader = runner.Runner.build_dataloader(config, seed=5 + rank, diff_rank_seed=True)
+    assert loader.sampler.seed == 5
 
 
 def test_repeated_augmentation_differs_between_ranks(monkeypatch):

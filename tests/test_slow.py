@@ -44,7 +44,7 @@ def test_the_whole_road_in_a_few_steps(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on(tmp_path):
-    command = ['tools/train.py', PRETRAIN, '--work-dir', tmp_path, '--resume', '--cfg-options']
+    command = ['tools/train.py', PRETRAIN, '--work-dir', tmp_path, '--resume', 'auto', '--cfg-options']
     command += ['default_hooks.checkpoint.interval=1', 'train_dataloader.batch_size=4']
     command += ['train_dataloader.dataset.length=40', 'default_hooks.logger.interval=1']
     with started(*command, 'train_cfg.max_iters=2000') as process:

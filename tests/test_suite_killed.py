@@ -91,3 +91,28 @@ def test_killed_three_times_is_never_killed(tmp_path):
     assert list(root.rglob('*.tmp')) == []
     index = json.loads((root / 'suite.json').read_text())
     assert {stage['status'] for stage in index['stages']} == {'finished'}
+
+
+def wait_for(root: Path, text: str) -> None:
+    """Until the log of the first stage says so."""
+    deadline = time.monotonic() + 100
+    while not any(text in log.read_text() for log in (root / 'seed0' / 'tokenizer').rglob('2*.log')):
+        assert time.monotonic() < deadline, f'no {text!r} in its log'
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_told_to_end_saves(tmp_path):
+    """A suite that gets SIGTERM tells its stages; they save the step they are at, and the next call goes on there."""
+    suite, root = tiny_suite(tmp_path, steps=1_000_000, interval=1_000_000), tmp_path / 'root'
+    with run(suite, root) as process:
+        wait_for(root, 'Iter(train) [')
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert processes_with(root) == []
+    (saved,) = (root / 'seed0' / 'tokenizer').glob('iter_*.pth')
+    step = read(saved)['meta']['iter']
+    assert saved.name == f'iter_{step}.pth'
+    with run(suite, root):
+        wait_for(root, f'resumed epoch: 0, iter: {step}')

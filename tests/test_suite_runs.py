@@ -21,6 +21,7 @@ from beit_mm.benchmark.records import collect
 from beit_mm.benchmark.state import acquire, holder, write_json
 from beit_mm.benchmark.suite import plan
 from beit_mm.checkpoints.load import sha256
+from beit_mm.engine import workers
 from beit_mm.engine.configs import ConfigError
 
 
@@ -101,7 +102,7 @@ def fake(monkeypatch):
     def make(ends=None, delay=0.0):
         made = Fake(ends or {}, delay)
         monkeypatch.setattr(running, 'start', made.start)
-        monkeypatch.setattr(running, 'stop', lambda _: None)
+        monkeypatch.setattr(running, 'stop', lambda *_: None)
         monkeypatch.setattr(running, 'LOOK_ELSEWHERE', 0.2)
         return made
 
@@ -227,7 +228,7 @@ def test_a_process_dies_with_its_parent(tmp_path):
     """The signal that a new interpreter is given, without the imports of the benchmark."""
     code = (
         'import ctypes, functools, os, subprocess, sys\n'
-        f'die = lambda: ctypes.CDLL(None).prctl({worker.PR_SET_PDEATHSIG}, 9)\n'
+        f'die = lambda: ctypes.CDLL(None).prctl({workers.PR_SET_PDEATHSIG}, 9)\n'
         "child = subprocess.Popen(['sleep', '100'], preexec_fn=die)\n"
         'print(child.pid, flush=True)\nos.kill(os.getpid(), 9)\n'
     )

@@ -294,6 +294,7 @@ def test_boxes_that_cannot_be_are_refused():
 def test_pack_and_preprocess():
     image = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
     packed = PackMIM().transform(dict(patches=image, tokens_view=image, mask=np.eye(2, dtype=bool), img=image))
+    assert packed.pop('img_path') == ''
     assert set(packed) == {'patches', 'tokens_view', 'mask'}
     batch = {k: v[None] for k, v in packed.items()}
     out = MIMDataPreprocessor(mean=[1, 2, 3], std=[2, 2, 2])(batch)

@@ -32,8 +32,10 @@ def main() -> None:
     from beit_mm.engine.configs import load_config, parse_overrides
     from beit_mm.engine.launch import evaluate, terse_terminal
     from beit_mm.engine.memory import keep_freed_memory
+    from beit_mm.engine.workers import end_with_launcher
 
     keep_freed_memory()
+    end_with_launcher()
     config = load_config(args.config, parse_overrides(args.cfg_options))
     if args.images:
         terse_terminal()

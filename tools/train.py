@@ -12,7 +12,11 @@ def main() -> None:
     parser.add_argument('config', help='path of a config file')
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
     parser.add_argument(
-        '--resume', nargs='?', const='auto', help='go on from the newest checkpoint of the work_dir, or from a file'
+        '--resume',
+        nargs='?',
+        const=True,
+        metavar='auto|FILE',
+        help='go on from the newest whole checkpoint of the work_dir (auto: if there is one), or from a file',
     )
     parser.add_argument('--load-from', help='start from the weights of this checkpoint')
     parser.add_argument('--amp', nargs='?', const='bf16', choices=('bf16', 'fp16'), help='mixed precision')
@@ -29,8 +33,10 @@ def main() -> None:
     from beit_mm.engine.configs import load_config, parse_overrides
     from beit_mm.engine.launch import run
     from beit_mm.engine.memory import keep_freed_memory
+    from beit_mm.engine.workers import end_with_launcher
 
     keep_freed_memory()
+    end_with_launcher()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     run(
         load_config(args.config, parse_overrides(args.cfg_options)),

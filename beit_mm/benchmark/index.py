@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..checkpoints.load import into_place
+from ..checkpoints.files import into_place
 from .state import State, finished, last_lines, now, read_json, states, write_json
 from .suite import Stage, is_reference, plan, read_suite
 

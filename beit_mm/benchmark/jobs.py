@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ..checkpoints.files import alive
 from ..engine.errors import ConfigError
 from ..engine.launch import check_writable, terse_terminal
 from .estimate import batch_note, listing
@@ -271,8 +272,7 @@ class _Suite:
             print('\nstopped; the same command goes on from there', file=sys.stderr, flush=True)
             raise
         finally:
-            for running in self.running.values():
-                stop(running)
+            stop(*self.running.values())
             self.tell()
         for stage in self.waiting:
             self.problems.append(f'{self._head(stage)} could not run: it {states([stage], self.lacking)[stage].text}')
@@ -362,16 +362,6 @@ def sweep(stages: list[Stage]) -> None:
         for path in folder.rglob('*.tmp'):
             with contextlib.suppress(FileNotFoundError):  # its writer has just put it in its place
                 writer = re.search(r'\.(\d+)\.tmp$', path.name)
-                abandoned = not _alive(int(writer[1])) if writer else time.time() - path.stat().st_mtime > ABANDONED
+                abandoned = not alive(int(writer[1])) if writer else time.time() - path.stat().st_mtime > ABANDONED
                 if abandoned:
                     path.unlink()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True

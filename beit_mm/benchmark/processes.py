@@ -15,12 +15,13 @@ from typing import NamedTuple
 import torch
 
 from ..engine.errors import ConfigError
+from ..engine.workers import die_with_parent
 from . import worker
 from .state import LOG, Lock, now, settings_of, weights_left, write_json
 from .suite import Stage, tested
 
 LOOK_EVERY = 0.2  # seconds between looks at children that may have ended
-PATIENCE = 10.0  # for a child that was asked to end
+PATIENCE = 60.0  # seconds for a child that was asked to end: it takes its step to the end and saves
 
 
 class Running(NamedTuple):
@@ -104,20 +105,21 @@ def _new_interpreter(stage: Stage, lock: Lock, devices: list[str], jobs: int) ->
             pass_fds=(lock.fd,),
             process_group=0,
             # torchrun ends its ranks when it is asked to end; they do the same for their own sake
-            preexec_fn=functools.partial(worker.die_with_parent, signal.SIGTERM if stage.gpus > 1 else signal.SIGKILL),
+            preexec_fn=functools.partial(die_with_parent, signal.SIGTERM if stage.gpus > 1 else signal.SIGKILL),
         )
 
 
-def stop(running: Running) -> None:
-    """End a stage's process and all that it started: asked first, then killed."""
+def stop(*several: Running) -> None:
+    """End stages' processes and all that they started: asked first, so that they save, all at once; then killed."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                os.killpg(running.process.pid, number)
-            except ProcessLookupError:  # it has no group of its own yet
-                os.kill(running.process.pid, number)
+        for running in several:
+            with contextlib.suppress(ProcessLookupError):
+                try:
+                    os.killpg(running.process.pid, number)
+                except ProcessLookupError:  # it has no group of its own yet
+                    os.kill(running.process.pid, number)
         deadline = time.monotonic() + PATIENCE
-        while running.exit_code() is None and time.monotonic() < deadline:
+        while any(running.exit_code() is None for running in several) and time.monotonic() < deadline:
             time.sleep(LOOK_EVERY / 4)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .. import compat
-from ..checkpoints.load import into_place
+from ..checkpoints.files import into_place
 from ..engine.checkpointing import code_revision
 
 SCHEMA = 2
@@ -162,6 +162,8 @@ def _problems(record: dict) -> Iterator[str]:
     revision = record['revision']
     if not isinstance(revision, dict) or {'commit', 'version', 'dirty'} - set(revision):
         yield f'revision={revision!r} must say commit, version and dirty'
+    elif not all(isinstance(revision[name], str) for name in ('commit', 'version')):
+        yield f'revision={revision!r}: commit and version are words'
     elif not (revision['commit'] or revision['version']):
         yield f'revision={revision!r} names no code, neither a commit nor a version'
     if type(record['num_images']) is not int or record['num_images'] < 1:
@@ -178,8 +180,8 @@ def _problems(record: dict) -> Iterator[str]:
         yield 'cost is not a table of numbers'
     if not isinstance(record['stages'], list) or not all(map(_stage, record['stages'])):
         yield 'stages is not a list of tables with config, checkpoint, sha256 and stages'
-    if not isinstance(record['supersedes'], list):
-        yield 'supersedes is not a list'
+    if not isinstance(record['supersedes'], list) or not all(isinstance(one, str) for one in record['supersedes']):
+        yield 'supersedes is not a list of digests'
     if not _number(record['value']) or not _number(record['seconds']):
         yield f'value={record["value"]!r}, seconds={record["seconds"]!r}: no numbers'
     elif isinstance(record['metrics'], dict) and record['metrics'].get(record['metric']) != record['value']:
@@ -203,7 +205,8 @@ def _stage(value) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get('stages'), list):
         return False
     words = all(isinstance(value.get(name), str) for name in ('config', 'checkpoint', 'sha256'))
-    seconds = value.get('train_seconds')
+    seconds, recipe = value.get('train_seconds'), value.get('recipe_sha256')
+    words = words and (recipe is None or isinstance(recipe, str))
     return words and (seconds is None or _number(seconds)) and all(map(_stage, value['stages']))
 
 

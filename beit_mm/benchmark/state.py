@@ -9,19 +9,17 @@ Beside and in root/seed<n>/<name>:
     done.json      what it left, written last: without it, whole and with its record, a stage is not finished
 """
 
-import contextlib
 import datetime
-import fcntl
 import json
-import os
 import re
-import socket
 from collections.abc import Iterable
-from multiprocessing import reduction
 from pathlib import Path
 from typing import NamedTuple
 
-from ..checkpoints.load import into_place, sha256
+from ..checkpoints.files import into_place
+from ..checkpoints.load import sha256
+from ..engine import locking
+from ..engine.locking import Lock, who
 from .suite import Stage, digest, weights_of
 
 DONE = {'checkpoint', 'sha256', 'record', 'metric', 'value', 'protocol', 'seconds', 'settings'}
@@ -64,55 +62,18 @@ def slurm_key(stage: Stage) -> str:
 # Who runs it
 
 
-class Lock:
-    """A stage's lock, held until the last process that has it closes it or ends; it can be sent to a child."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __reduce__(self):
-        return _received, (reduction.DupFd(self.fd),)
-
-    def say(self, pid: int) -> None:
-        """Who holds it, for others to read."""
-        job = os.environ.get('SLURM_JOB_ID')
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, json.dumps(dict(pid=pid, host=socket.gethostname(), since=now(), job=job)).encode(), 0)
-
-    def release(self) -> None:
-        os.close(self.fd)
-
-
-def _received(duplicate) -> Lock:
-    return Lock(duplicate.detach())
-
-
 def lock_file(stage: Stage) -> Path:
     return stage.work_dir.with_name(f'{stage.name}.lock')
 
 
 def acquire(stage: Stage) -> Lock | None:
     """The stage's lock, or None if a process, here or on another machine of the same disk, holds it."""
-    lock_file(stage).parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(lock_file(stage), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except OSError as error:  # some network disks cannot lock
-        print(f'{lock_file(stage)}: {error.strerror}; run one benchmark at a time here', flush=True)
-    return Lock(fd)
+    return locking.acquire(lock_file(stage))
 
 
 def holder(stage: Stage) -> dict | None:
     """Who runs it now (pid, host, since, job), or None."""
-    with contextlib.suppress(OSError), open(lock_file(stage)) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return read_json(lock_file(stage)) or dict(pid='?', host='?', since='just now')
-    return None
+    return locking.holder(lock_file(stage))
 
 
 # What it was made of
@@ -139,21 +100,22 @@ def _fingerprint(path: Path) -> dict:
 def differences(stage: Stage, before: dict) -> list[str]:
     """How the settings that a stage was begun with differ from today's, in words."""
     said = []
-    for name, was in (before.get('starts') or {}).items():
+    tables = {key: before[key] for key in ('starts', 'files', 'options') if isinstance(before.get(key), dict)}
+    for name, was in tables.get('starts', {}).items():
         parent = next((parent for parent in stage.parents if parent.name == name), None)
         current = finished(parent) if parent else None
         if current and current['sha256'] != was:
             said.append(f'{name}, which it started from, has been run again since')
-    for path, was in (before.get('files') or {}).items():
+    for path, was in tables.get('files', {}).items():
         file = Path(path)
-        if file.is_file() and path in weights_of(stage):
+        if path in weights_of(stage) and file.is_file() and isinstance(was, dict):
             status = file.stat()
-            touched = (status.st_size, status.st_mtime_ns) != (was['size'], was['mtime_ns'])
-            if touched and sha256(file) != was['sha256']:
+            touched = (status.st_size, status.st_mtime_ns) != (was.get('size'), was.get('mtime_ns'))
+            if touched and sha256(file) != was.get('sha256'):
                 said.append(f'{path} is another file than then')
     if before.get('digest') == digest(stage):
         return said
-    old, new = before.get('options') or {}, json.loads(json.dumps(stage.options, default=repr))
+    old, new = tables.get('options', {}), json.loads(json.dumps(stage.options, default=repr))
     keys = [key for key in {**old, **new} if old.get(key, '-') != new.get(key, '-')]
     said += [f'{key} was {old.get(key, "not set")}, is {new.get(key, "not set")}' for key in keys]
     if before.get('config') != stage.config:
@@ -167,11 +129,23 @@ def differences(stage: Stage, before: dict) -> list[str]:
 def finished(stage: Stage) -> dict | None:
     """The content of done.json, or None; it is not believed unless it and the record that it names are whole."""
     done = read_json(stage.work_dir / 'done.json')
-    if done is None or not set(done) >= DONE:
+    if done is None or not set(done) >= DONE or not _sound(done):
         return None
     if done['record'] and not set(read_json(stage.work_dir / done['record']) or {}) >= RECORD:
         return None
     return done
+
+
+def _sound(done: dict) -> bool:
+    """Whether all that is asked of a done.json is of the kind that was written."""
+    words = all(isinstance(done[key], str) for key in ('checkpoint', 'sha256'))
+    or_none = all(done[key] is None or isinstance(done[key], str) for key in ('record', 'metric', 'protocol'))
+    numbers = _number(done['seconds']) and (not done['metric'] or _number(done['value']))
+    return words and or_none and numbers and isinstance(done['settings'], dict)
+
+
+def _number(value) -> bool:
+    return type(value) in (int, float)
 
 
 def weights_left(stage: Stage) -> Path | None:
@@ -227,12 +201,6 @@ def _state(stage: Stage, earlier: dict[Stage, State], lacks: bool) -> State:
     job = (read_json(stage.root / 'slurm' / 'jobs.json') or {}).get(slurm_key(stage))
     said += [f'was submitted as job {job}'] if job else []
     return State('pending', '; '.join(said + _cut_off(stage)) or 'ready')
-
-
-def who(held: dict) -> str:
-    """Who holds a lock, and since when."""
-    job = f' job {held["job"]}' if held.get('job') else ''
-    return f'pid {held.get("pid")} on {held.get("host")}{job} since {str(held.get("since"))[:16].replace("T", " ")}'
 
 
 def _cut_off(stage: Stage) -> list[str]:

@@ -5,7 +5,6 @@ CPU the benchmark calls `child` instead, in a process that has the imports alrea
 """
 
 import contextlib
-import ctypes
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -20,22 +19,17 @@ import torch
 from mmengine.dist import is_main_process
 
 from ..checkpoints.load import sha256
+from ..checkpoints.store import newest_verified
 from ..door import door
-from ..engine.checkpointing import latest_checkpoint
 from ..engine.configs import load_config
 from ..engine.errors import ConfigError
 from ..engine.launch import evaluate, run
 from ..engine.memory import keep_freed_memory
+from ..engine.work_dir import checkpoint_folder
+from ..engine.workers import die_with_parent
 from .evaluation import record_of
 from .records import write
 from .state import LOG, SETTINGS, Lock, now, read_json, write_json
-
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Linux sends this signal when the process that started this one is gone, however it went."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _die_with_creator() -> None:
@@ -82,15 +76,15 @@ def _run(work_dir: Path, launcher: str = 'none') -> None:
         raise ConfigError(f'{work_dir / "stage.json"}: is missing or damaged; the benchmark writes it')
     checkpoint = stage['checkpoint']
     if checkpoint is None:
-        run(
+        runner = run(
             load_config(stage['config'], stage['resolved']),
             work_dir=str(work_dir),
-            resume='auto' if latest_checkpoint(work_dir) else None,
+            resume='auto',
             amp=stage['amp'],
             seed=stage['seed'],
             launcher=launcher,
         )
-        checkpoint = str(latest_checkpoint(work_dir))
+        checkpoint = str(newest_verified(checkpoint_folder(runner.cfg)))
     content = dict(
         checkpoint=os.path.relpath(checkpoint, work_dir) if not stage['checkpoint'] else os.path.abspath(checkpoint),
         record=None, metric=None, value=None, protocol=None,

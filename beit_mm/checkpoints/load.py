@@ -7,6 +7,8 @@ import logging
 import os
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -21,7 +23,9 @@ from ..compat import CONFIG_ROOT
 from .arrays import STAND_INS
 from .convert import ConversionReport, convert_state_dict
 from .errors import CheckpointError
+from .files import into_place
 from .foreign import read_flax, read_paddle
+from .limits import check_records, check_tensors
 
 
 class PickledModule:
@@ -85,7 +89,11 @@ def trust(filename: str | os.PathLike) -> None:
 
 
 def local_file(filename: str | os.PathLike) -> Path:
-    """The path of a checkpoint; one that is named by an http(s) address is downloaded, once, to torch's hub folder."""
+    """The path of a checkpoint; one that is named by an http(s) address is downloaded, once, to torch's hub folder.
+
+    What an address says of its file's sha256 has to be so: `...#sha256=<hex digits>`, or a name that ends in its first
+    digits as published ones do, `beit-base-0f2b8a11.pth`.
+    """
     name = str(filename)
     if not name.lower().startswith(('http://', 'https://')):
         return Path(name).expanduser()
@@ -95,7 +103,9 @@ def local_file(filename: str | os.PathLike) -> Path:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(name, str(path))
+            torch.hub.download_url_to_file(name, str(path), hash_prefix=_sha256_in(name))
+        except RuntimeError as error:  # nothing is kept then
+            raise CheckpointError(f'{name}: is another file than its address says: {error} of its sha256') from error
         except OSError as error:
             raise CheckpointError(f'{name}: not downloaded ({error}). Fetch it yourself and give its path') from error
         if said := not_weights(path):
@@ -104,10 +114,22 @@ def local_file(filename: str | os.PathLike) -> Path:
     return path
 
 
-def unpickle(file: Path | IO[bytes], map_location=None, trusted: bool = False):
-    """What torch saved. Without trust: tensors, plain types and HARMLESS, else pickle.UnpicklingError."""
-    with torch.serialization.safe_globals(HARMLESS):
-        return torch.load(file, map_location=map_location, weights_only=not trusted)
+def _sha256_in(address: str) -> str | None:
+    """The first digits of a file's sha256, if its address says them; eight that could be a date are none."""
+    parts = urlparse(address)
+    if parts.fragment.startswith('sha256='):
+        return parts.fragment.removeprefix('sha256=').lower()
+    found = re.search(r'-([0-9a-f]{8,64})\.\w+$', parts.path)
+    return found[1] if found and not re.fullmatch(r'(19|20)\d{6}', found[1]) else None
+
+
+def unpickle(file: Path | IO[bytes], map_location=None, trusted: bool = False, lazy: bool = False):
+    """What torch saved. Without trust: tensors, plain types and HARMLESS, else pickle.UnpicklingError.
+
+    lazy: tensors are read from the disk when they are looked at."""
+    with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Detected pickle protocol')  # of a file of others: refused, or read
+        return torch.load(file, map_location=map_location, weights_only=not trusted, mmap=lazy)
 
 
 SIGNATURES = (  # how a file starts that is no file of weights, in small letters: what it is
@@ -140,12 +162,21 @@ def made_by(checkpoint: str | os.PathLike) -> str:
     return f'. It is what this leaves: python tools/train.py configs/{configs[0].relative_to(CONFIG_ROOT)}'
 
 
-def read(filename: str | os.PathLike, map_location=None) -> dict:
+def read(filename: str | os.PathLike, map_location=None, lazy: bool = False) -> dict:
     """Read a .pth, .safetensors or .pdparams file, or address, with `weights_only=True`, whatever the environment says.
 
     OpenAI's encoder.pkl and decoder.pkl are whole modules: their parameters are read, their classes are not needed.
+    lazy: of a .pth, tensors are read from the disk when they are looked at; on a CPU.
     Raises CheckpointError, naming the file, when it is missing, damaged, a web page, or holds code and is not trusted.
     """
+    content = content_of(filename, map_location, lazy)
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{filename}: holds a {type(content).__name__}, and a checkpoint is a dict of weights')
+    return content
+
+
+def content_of(filename: str | os.PathLike, map_location=None, lazy: bool = False):
+    """What `read` reads, be it a dict or not."""
     path = local_file(filename)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
@@ -153,6 +184,13 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
         raise CheckpointError(f'{path}: there is no such checkpoint{hint}{made_by(path)}')
     if said := not_weights(path):
         raise CheckpointError(f'{path}: {said}')
+    check_records(path)
+    content = _content_by_kind(path, map_location, lazy)
+    check_tensors(path, content)
+    return content
+
+
+def _content_by_kind(path: Path, map_location, lazy: bool):
     if path.suffix == '.pdparams':
         return read_paddle(path)
     if path.suffix == '.npz':
@@ -160,14 +198,17 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
     if path.suffix == '.safetensors' or _is_safetensors(path):
         return _read_safetensors(path, str(map_location or 'cpu'))
     try:
-        content = unpickle(path, map_location, trusted=path.resolve() in _trusted)
+        content = unpickle(
+            path, map_location, trusted=path.resolve() in _trusted, lazy=lazy and zipfile.is_zipfile(path)
+        )
         if isinstance(content, PickledModule):
             return dict(_parameters(content))
     except pickle.UnpicklingError as error:
         if found := re.search(r'(?:GLOBAL|global|class) ([A-Za-z_][\w.]*\.\w+)', str(error)):
             raise CheckpointError(
                 f'{path}: holds Python objects besides tensors ({found[1]}), and loading those could run code. '
-                f'If you know where the file comes from, allow it: --trust-checkpoint'
+                f'If you know where the file comes from, allow it: --trust-checkpoint (of train, test and '
+                f'convert_checkpoint, for the one file that they are given)'
             ) from error
         if 'persistent_load' in str(error):
             raise CheckpointError(
@@ -177,8 +218,6 @@ def read(filename: str | os.PathLike, map_location=None) -> dict:
     except Exception as error:  # damaged bytes make torch raise IndexError, struct.error, AssertionError, ...
         said = (str(error).splitlines() or [''])[0]
         raise CheckpointError(f'{path}: damaged or cut off ({type(error).__name__}: {said})') from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f'{path}: holds a {type(content).__name__}, and a checkpoint is a dict of weights')
     return content
 
 
@@ -201,19 +240,6 @@ def _read_safetensors(path: Path, device: str) -> dict:
         return dict(state_dict=weights, meta=meta if 'beit_mm' in meta else dict(beit_mm=meta))
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f'{path}: not a readable safetensors file ({error})') from error
-
-
-def into_place(path: Path, put: Callable[[IO[bytes]], object]) -> None:
-    """Write so that the name only ever holds a complete file: temporary file, sync, rename."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            put(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write(checkpoint: dict, filename: str | os.PathLike) -> None:
@@ -255,7 +281,7 @@ def convert_file(source: Path, destination: Path, form: str | None, target: str,
     except CheckpointError as error:
         raise error if str(error).startswith(str(source)) else CheckpointError(f'{source}: {error}') from error
     weights = {key: value.detach().contiguous().clone() for key, value in weights.items()}  # of chunks, shared tables
-    preprocessing = of_beit_mm(content).get('preprocessing')
+    preprocessing = preprocessing_in(content)
     carried = dict(preprocessing=preprocessing) if preprocessing else {}
     destination.parent.mkdir(parents=True, exist_ok=True)
     if destination.suffix == '.safetensors':
@@ -275,11 +301,27 @@ def _array(value: torch.Tensor):
     return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
 
 
+def meta_of(checkpoint: dict) -> dict:
+    """A checkpoint's `meta`, or an empty dict where that is missing or something else."""
+    meta = checkpoint.get('meta')
+    return meta if isinstance(meta, dict) else {}
+
+
 def of_beit_mm(checkpoint: dict) -> dict:
     """What beit_mm wrote about a checkpoint: `meta.beit_mm`, or an empty dict where that is missing or not ours."""
-    meta = checkpoint.get('meta')
-    ours = meta.get('beit_mm') if isinstance(meta, dict) else None
+    ours = meta_of(checkpoint).get('beit_mm')
     return ours if isinstance(ours, dict) else {}
+
+
+def preprocessing_in(checkpoint: dict) -> dict:
+    """What a checkpoint of ours says about its images: words, numbers, and lists of numbers; what else is left out."""
+    found = of_beit_mm(checkpoint).get('preprocessing')
+    plain = (str, int, float)
+    return {
+        key: value
+        for key, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(one, plain) for one in value))
+    }
 
 
 def sha256(filename: str | os.PathLike) -> str:

@@ -1,4 +1,4 @@
-"""Can a segmentor be trained on this: a look at masks, images and classes before the first step."""
+"""Can a model be trained on this: a look at files of images and masks, and at classes, before the first step."""
 
 import os
 from collections import defaultdict
@@ -7,64 +7,91 @@ from collections.abc import Iterator
 import numpy as np
 from mmengine.dataset import BaseDataset, ConcatDataset
 
-from .loading import UnreadableImage
-from .masks import IGNORED, MaskError
+from .failures import in_words, mask_misfit
+from .masks import IGNORED
 from .verify import Report, Scope, check_each, few
 
 SAMPLE = 200  # images that are looked at before training
 MOST = 2**16  # ids that a histogram has room for
+MOST_FILES = 50_000  # that are asked for, evenly spread
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, in even steps, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist() if count else []
 
 
 def parts_of(dataset) -> Iterator[BaseDataset]:
-    """The data sets below wrappers (repeated, concatenated, subsets) that list their images."""
+    """The data sets below wrappers (repeated, concatenated, mixed, subsets) that list their images."""
     if isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
             yield from parts_of(part)
+        return
+    inner = getattr(dataset, 'dataset', None)
+    below = list(parts_of(inner)) if hasattr(inner, '__getitem__') and not isinstance(inner, (str, dict, list)) else []
+    if below:
+        yield from below
     elif hasattr(dataset, 'get_data_info'):
-        inner = getattr(dataset, 'dataset', None)
-        if isinstance(inner, (BaseDataset, ConcatDataset)):
-            yield from parts_of(inner)
-        else:
-            yield dataset
-    elif hasattr(dataset, 'dataset'):
-        yield from parts_of(dataset.dataset)
+        yield dataset
 
 
 class _Look:
     """At one image after the other of a data set, through the loading steps of its own pipeline."""
 
-    def __init__(self, dataset: BaseDataset) -> None:
+    def __init__(self, dataset: BaseDataset, masks: bool = True) -> None:
         self.dataset = dataset
-        self.loaders = [step for step in dataset.pipeline.transforms if type(step).__name__.startswith('Load')]
+        steps = dataset.pipeline.transforms
+        loads = [step for step in steps if type(step).__name__.startswith('Load')]
+        self.loaders = loads if masks else loads[:1]
         self.histograms: dict[int, np.ndarray] = {}  # pixels per id, of the masks that are fit
+        self.shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, index: int) -> str:
         """Why an image or its mask is unfit, '' if it is not; the histogram of a fit one is kept."""
         info = self.dataset.get_data_info(index)
-        name = info.get('seg_map_path') or info.get('img_path')
         try:
             for step in self.loaders:
                 info = step(info)
                 if info is None:  # a loader that skips what it cannot read
                     return ''
-        except (MaskError, UnreadableImage, OSError) as error:
-            return str(error)
         except Exception as error:  # of any project's loader
-            return f'{name}: {type(error).__name__}: {error}'
+            return in_words(error, self.dataset, index)[0]
+        if hasattr(info.get('img'), 'shape'):
+            self.shapes.add(tuple(info['img'].shape[:2]))
         if 'gt_seg_map' not in info:
             return ''
-        mask, shape = np.asarray(info['gt_seg_map']), info.get('ori_shape')
-        if mask.ndim != 2:
-            return f'{name}: the mask has {mask.shape[2]} bands, and a mask has one number per pixel'
-        if shape is not None and mask.shape != tuple(shape[:2]):
-            return (
-                f'{name}: the mask is {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image '
-                f'{shape[0]} x {shape[1]}'
-            )
+        mask, name = np.asarray(info['gt_seg_map']), info.get('seg_map_path') or info.get('img_path')
+        if why := mask_misfit(mask, info.get('ori_shape'), str(name)):
+            return why
         if mask.min() < 0 or mask.max() >= MOST:
             return f'{name}: holds the ids {mask.min()} to {mask.max()}'
         self.histograms[index] = np.bincount(mask.ravel(), minlength=IGNORED + 1)
         return ''
+
+
+def check_images(dataset, what: str, report: Report, sample: int | None = SAMPLE) -> None:
+    """Put into the report which of a sample of images cannot be read, and of which sizes they are."""
+    for part in parts_of(dataset):
+        if hasattr(part, 'make') or not hasattr(getattr(part, 'pipeline', None), 'transforms'):
+            continue
+        if not len(part):
+            report.problem(f'{what}: the data set is empty', 'look at data_root, data_prefix and ann_file')
+            continue
+        look = _Look(part, masks=False)
+        if not look.loaders:
+            continue  # they are in memory
+        reasons = check_each(report, look, list(range(len(part))), Scope(sample), f'{what}: images')
+        _report_unfit(reasons, what, report, "; to train without them: dict(type='beit_mm.LoadImage', on_error='skip')")
+        if look.shapes:
+            least, most = min(look.shapes), max(look.shapes)
+            sizes = f'{least[0]} x {least[1]}' + (f' to {most[0]} x {most[1]}' if least != most else '')
+            report.fact(f'{what}: images of {sizes} pixels (height x width)')
+
+
+def _report_unfit(reasons: list[str], what: str, report: Report, otherwise: str = '') -> None:
+    if reasons:
+        shown = '\n          '.join(reasons[:3]) + (f'\n          {len(reasons) - 3} more' if len(reasons) > 3 else '')
+        report.problem(f'{what}: {len(reasons)} unfit:\n          {shown}', f'mend or remove them{otherwise}')
 
 
 def check_dataset(
@@ -72,26 +99,21 @@ def check_dataset(
 ) -> None:
     """Put into the report what is wrong with a data set of images and masks, and what it holds.
 
-    num_classes: of the heads. sample: how many masks to read, None for all; whether files are there is asked of all.
+    num_classes: of the heads. sample: how many masks to read, None for all; whether files are there is asked of
+    MOST_FILES.
     """
     for part in parts_of(dataset):
         _check_part(part, num_classes, what, report, sample, ignore)
 
 
 def _check_part(dataset, num_classes: int, what: str, report: Report, sample: int | None, ignore: int) -> None:
-    classes = dataset.metainfo.get('classes')
-    if classes is not None and len(classes) != num_classes:
-        report.problem(
-            f'{what}: the data set names {len(classes)} classes ({few(classes)}), the head tells {num_classes} apart',
-            f"set num_classes={len(classes)} of decode_head and auxiliary_head, or the data set's classes",
-        )
     count = len(dataset)
     if not count:
         report.problem(f'{what}: the data set is empty', 'look at data_root and data_prefix')
         return
     files = defaultdict(list)
     made = hasattr(dataset, 'make')  # EmbeddedScenes: there are no files
-    for index in range(0 if made else count):
+    for index in () if made else spread(count, MOST_FILES):
         info = dataset.get_data_info(index)
         for key, kind in (('img_path', 'images'), ('seg_map_path', 'masks')):
             path = info.get(key)
@@ -106,18 +128,22 @@ def _check_part(dataset, num_classes: int, what: str, report: Report, sample: in
         return
     look = _Look(dataset)
     reasons = check_each(report, look, list(range(count)), Scope(sample), f'{what}: images with masks')
-    if reasons:
-        shown = '\n          '.join(reasons[:5]) + (f'\n          {len(reasons) - 5} more' if len(reasons) > 5 else '')
-        report.problem(f'{what}: {len(reasons)} are unfit:\n          {shown}', 'mend or remove them')
+    _report_unfit(reasons, what, report)
     if not look.histograms and not reasons:
         report.fact(f'{what}: no step of the pipeline named Load... gives masks: they are not looked at')
     if look.histograms:
-        _check_histogram(look.histograms, classes, num_classes, what, report, count, ignore)
+        _check_histogram(look.histograms, dataset, num_classes, what, report, ignore)
 
 
 def _check_histogram(
-    histograms: dict[int, np.ndarray], classes, num_classes: int, what: str, report: Report, count: int, ignore: int
+    histograms: dict[int, np.ndarray],
+    dataset: BaseDataset,
+    num_classes: int,
+    what: str,
+    report: Report,
+    ignore: int,
 ) -> None:
+    classes, count = dataset.metainfo.get('classes'), len(dataset)
     width = max(len(one) for one in histograms.values())
     total = np.zeros(max(width, num_classes, ignore + 1), np.int64)
     for one in histograms.values():
@@ -129,7 +155,7 @@ def _check_histogram(
         first = next(i for i, one in histograms.items() if len(one) > beyond[0] and one[beyond[0]])
         report.problem(
             f'{what}: masks hold the ids {few(beyond.tolist())}, and {num_classes} classes are 0 to {num_classes - 1}, '
-            f'{ignore} being ignored; image {first} of the data set for one',
+            f'{ignore} being ignored; {dataset.get_data_info(first).get("seg_map_path") or f"image {first}"} for one',
             'correct num_classes; if ids start at 1, or 0 is to be ignored: reduce_zero_label=True of the data set; if '
             "the files number their classes otherwise: beit_mm.MaskFolder's mask_values",
         )
@@ -175,8 +201,11 @@ def check_pipeline(dataset, batch_size: int, what: str, report: Report) -> None:
     for index in range(min(TRIED, len(dataset))):
         try:
             sample = dataset[index]
-        except Exception as error:  # of any project's pipeline; `check_dataset` has the words for a bad mask
-            report.problem(f'{what}: image {index} does not go through the pipeline: {error}', 'mend one of them')
+        except Exception as error:  # of any project's pipeline
+            reason, remedy = in_words(error, dataset, index)
+            report.problem(
+                f'{what}: image {index} does not go through the pipeline: {reason}', remedy or 'mend one of them'
+            )
             return
         if not isinstance(sample, dict) or not hasattr(sample.get('data_samples'), 'metainfo'):
             return  # packed by another project's means, or several views

@@ -1,6 +1,7 @@
 """Images that lie as files: ImageNet in its layouts, any folder with or without labels, list files."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from .ilsvrc import ORDERS, REMEDIES, imagenet_synsets, label_order
 from .loading import EXTENSIONS
 from .sampling import Draw
 
+LABEL = re.compile('-?[0-9]{1,18}')
 MOST_IN_A_ROW = 100  # unreadable images: then it is not the files
 
 
@@ -37,12 +39,16 @@ def read_list(file: str | Path, with_label: bool = True, num_classes: int | None
     Without labels both are taken, so that one file serves classification and masked image modeling. Empty lines are
     passed over. Raises ListError for a line without a label and for a label outside 0..num_classes-1.
     """
-    for number, line in enumerate(fileio.get_text(file).splitlines(), start=1):
+    try:
+        lines = fileio.get_text(file).splitlines()
+    except UnicodeDecodeError as error:
+        raise ListError(f'{file}: not a list file: {error}; write it as UTF-8 text') from error
+    for number, line in enumerate(lines, start=1):
         text = line.strip()
         if not text:
             continue
         path, _, last = text.replace('\t', ' ').rpartition(' ')
-        is_label = bool(path) and last.lstrip('-').isdigit()
+        is_label = bool(path) and LABEL.fullmatch(last) is not None
         if not with_label:
             yield Entry(number, text[: -len(last)].rstrip() if is_label else text, int(last) if is_label else None)
             continue

@@ -5,12 +5,13 @@ files only.
 """
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,16 @@ DECODERS = ('pillow', 'opencv', 'simplejpeg', 'auto')
 JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
 PNG_DEPTH = 24  # the byte of a PNG that says how many bits a band has
 PLAIN_MODES = ('L', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'I;16', 'F')  # Pillow's, of which an array is what the file holds
+
+
+MOST_TIMES, SLACK = 1032, 1 << 28  # deflate's best; what a few bytes of another compression may stand for
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise ValueError, as Pillow does, for a picture of so many pixels that it is there to fill the memory."""
+    most = 2 * (Image.MAX_IMAGE_PIXELS or float('inf'))
+    if width * height > most:
+        raise ValueError(f'{width} x {height} pixels are more than {most}, the most that Pillow reads')
 
 
 class UnreadableImage(ValueError):
@@ -94,6 +105,8 @@ def _read_tiff(content: bytes) -> np.ndarray:
     """The first image of a TIFF; its bands are samples (interleaved or planar) or pages."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
+        if series.nbytes > MOST_TIMES * len(content) + SLACK:
+            raise ValueError(f'{len(content)} bytes that say they are {series.nbytes} of shape {series.shape}')
         try:
             array = series.asarray()
         except ValueError as error:
@@ -152,7 +165,8 @@ def _read_jpeg(content: bytes, decoder: str, channel_order: str) -> np.ndarray |
         import simplejpeg
 
         try:
-            colours = simplejpeg.decode_jpeg_header(content)[2]
+            height, width, colours = simplejpeg.decode_jpeg_header(content)[:3]
+            check_pixels(width, height)
             if colours in ('Gray', 'YCbCr', 'RGB'):
                 return simplejpeg.decode_jpeg(content, channel_order.upper())
             return None
@@ -180,6 +194,13 @@ class SkipList:
         handle = os.open(self.name, os.O_WRONLY | os.O_APPEND)
         os.write(handle, line.encode(errors='replace'))
         os.close(handle)
+
+    @contextlib.contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """What is added inside is forgotten; before there are data workers."""
+        size = os.path.getsize(self.name)
+        yield
+        os.truncate(self.name, size)
 
     def entries(self) -> list[tuple[str, str]]:
         """(path, reason) in the order of their reading; a file that was read again is there again."""

@@ -19,11 +19,12 @@ from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from PIL import Image
 
 from ..registry import DATASETS, TRANSFORMS
-from .loading import EXTENSIONS, NPY, TIFF, UnreadableImage, read_image
+from .loading import EXTENSIONS, NPY, TIFF, UnreadableImage, check_pixels, read_image
 from .verify import few, images_below
 
 IGNORED = 255  # in a mask: does not count
 MEANING = ('mask_values', 'ignored_values', 'reduce_zero_label', 'label_map', 'num_classes')  # of a file's numbers
+PNG_WIDTH, PNG_HEIGHT = slice(16, 20), slice(20, 24)  # bytes of a PNG
 PNG_KIND, GREY_OF_8_BITS = slice(24, 26), b'\x08\x00'  # bytes of a PNG
 SHOWN_VALUES = 8  # of a mask, in a message
 
@@ -46,21 +47,28 @@ def _as_stored(path: str, backend_args: dict | None) -> np.ndarray:
     if suffix in ('.jpg', '.jpeg'):
         raise MaskError(f'{path}: a JPEG does not keep the ids of a mask; write masks as PNG')
     if suffix in (*TIFF, *NPY):
-        array = read_image(path, backend_args=backend_args)
-        if not np.array_equal(array, np.round(array)):
-            raise MaskError(f'{path}: holds fractions, and a mask holds class indices')
+        array = _whole(read_image(path, backend_args=backend_args), path)
         return array[..., 0] if array.shape[2] == 1 else array
     content = fileio.get(path, backend_args=backend_args)
-    if content.startswith(b'\x89PNG') and content[PNG_KIND] == GREY_OF_8_BITS:
-        array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if array is not None and array.ndim == 2:  # else damaged, which is for Pillow to say
-            return array
     try:
+        if content.startswith(b'\x89PNG') and content[PNG_KIND] == GREY_OF_8_BITS:
+            check_pixels(int.from_bytes(content[PNG_WIDTH]), int.from_bytes(content[PNG_HEIGHT]))
+            array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+            if array is not None and array.ndim == 2:  # else damaged, which is for Pillow to say
+                return array
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.getchannel('L') if image.mode == 'LA' else image)
+            array = np.asarray(image.getchannel('L') if image.mode == 'LA' else image)
     except Exception as error:  # damaged bytes make decoders raise anything
         reason = str(error) if content and not isinstance(error, Image.UnidentifiedImageError) else 'of no known format'
         raise UnreadableImage(f'{path}: not a readable mask ({reason})') from error
+    return _whole(array, path)
+
+
+def _whole(array: np.ndarray, path: str) -> np.ndarray:
+    """The array. Raises MaskError for fractions, and for what is no number."""
+    if array.dtype.kind == 'f' and not (np.isfinite(array) & (array == np.round(array))).all():
+        raise MaskError(f'{path}: holds fractions, and a mask holds class indices')
+    return array
 
 
 def _values(array: np.ndarray) -> str:
@@ -260,8 +268,8 @@ class MaskFolder(BaseSegDataset):
         images = _by_name(image_folder, self.img_suffix)
         if not images:
             kinds = self.img_suffix or ', '.join(EXTENSIONS)
-            there = 'no image in it' if os.path.isdir(image_folder) else 'there is no such folder, of images'
-            raise MaskError(f'{image_folder}: {there} that ends in {kinds}')
+            there = 'no image in it' if os.path.isdir(image_folder) else 'there is no such folder'
+            raise MaskError(f'{image_folder}: {there}; images end in {kinds}')
         masks = _by_name(mask_folder, self.seg_map_suffix) if mask_folder else None
         names = self._listed(images) if self.ann_file else sorted(images)
         if masks is not None:

@@ -2,16 +2,15 @@
 
 The samplers hand out indices that know what they were drawn for, and can begin anywhere: nothing is read again to get
 there. A transform of ours asks `generator_of(results)`; for those of others the global generators are seeded before
-each sample (`seed_samples`). So a sample is the same however many workers there are, in whatever order, and again
+each sample (samples.py). So a sample is the same however many workers there are, in whatever order, and again
 when a run is repeated or goes on.
 """
 
-import functools
 import hashlib
 import itertools
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -68,23 +67,6 @@ def seed_globals(*counter: int | str) -> None:
     random.seed(digest)
     np.random.seed(words)
     torch.default_generator.manual_seed(int.from_bytes(digest[:7], 'little'))
-
-
-def seed_samples(dataset: Dataset) -> None:
-    """Have a data set seed the global generators for each sample that a loader with keyed indices asks it for.
-
-    torch's loaders ask for a batch by `__getitems__` where a data set has one: it gets one. `dataset[i]` is as it was.
-    """
-    dataset.__getitems__ = functools.partial(_items, dataset)
-
-
-def _items(dataset: Dataset, indices: Sequence[int]) -> list:
-    samples = []
-    for index in indices:
-        if isinstance(index, Draw):
-            seed_globals('sample', *index.key)
-        samples.append(dataset[index])
-    return samples
 
 
 @DATA_SAMPLERS.register_module()
@@ -159,7 +141,7 @@ class ResumableBatchSampler(Sampler):
     start = 0
 
     def __init__(self, sampler: Sampler, batch_size: int, of: dict) -> None:
-        self.sampler = sampler
+        self.sampler, self.batch_size = sampler, batch_size
         self.batches = ROOT.build(of, default_args=dict(sampler=sampler, batch_size=batch_size))
 
     def __len__(self) -> int:

@@ -44,6 +44,9 @@ def read_manifest(cache: str | os.PathLike) -> dict:
         if manifest['format'] != FORMAT:
             raise TokenCacheError(f'{path}: format {manifest["format"]}, and this code reads {FORMAT}. {remedy}')
         size, expected = (Path(cache) / TOKENS).stat().st_size, manifest['bytes']
+        for key, kind in dict(views=int, images=int, seed=int, sha256=str).items():
+            if type(manifest[key]) is not kind:
+                raise TypeError(f'{key} is {manifest[key]!r}')
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, TokenCacheError):
             raise
@@ -55,8 +58,17 @@ def read_manifest(cache: str | os.PathLike) -> dict:
 
 @functools.lru_cache(maxsize=8)
 def opened(path: str, sha256: str) -> np.ndarray:
-    """The tokens (K, N, Gh, Gw) of a file, once in a process; the digest tells a file from the one before it."""
-    return np.load(path, mmap_mode='r', allow_pickle=False)
+    """The tokens (K, N, Gh, Gw) of a file, once in a process; the digest tells a file from the one before it.
+
+    Raises TokenCacheError for what is no array of unsigned integers in four dimensions.
+    """
+    try:
+        tokens = np.load(path, mmap_mode='r', allow_pickle=False)
+    except Exception as error:  # damaged bytes make NumPy raise SyntaxError, tokenize.TokenError, ...
+        raise TokenCacheError(f'{path}: damaged ({type(error).__name__}: {error}). Make the cache anew') from error
+    if tokens.ndim != 4 or tokens.dtype.kind != 'u':
+        raise TokenCacheError(f'{path}: damaged ({tokens.dtype} of shape {tokens.shape}). Make the cache anew')
+    return tokens
 
 
 @TRANSFORMS.register_module()
@@ -99,6 +111,11 @@ class TokensFromCache(BaseTransform):
         if not index < self.images:
             raise TokenCacheError(f'{self.cache}: has {self.images} images, and the sample is of image {index}')
         tokens = opened(str(Path(self.cache) / TOKENS), self.sha256)
+        if tokens.shape[:2] != (self.views, self.images):
+            raise TokenCacheError(
+                f'{self.cache}: {TOKENS} is of {tokens.shape[1]} images in {tokens.shape[0]} views, and {MANIFEST} '
+                f'says {self.images} in {self.views}. Make the cache anew'
+            )
         results['num_views'] = self.views
         results['tokens'] = tokens[epoch % self.views, index].astype(np.int64)
         return results

@@ -284,10 +284,13 @@ class MaskPatches(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackMIM(BaseTransform):
-    """Keep what masked image modeling reads, as tensors: views (C, h, w) as stored, mask (Gh, Gw) bool."""
+    """Keep what masked image modeling reads, as tensors: views (C, h, w) as stored, mask (Gh, Gw) bool.
+
+    And the name of the file, which no model reads: it tells whose batch went wrong.
+    """
 
     def transform(self, results: dict) -> dict:
-        packed = {}
+        packed = dict(img_path=str(results.get('img_path', '')))
         for view in ('patches', 'tokens_view'):
             if view in results:
                 packed[view] = torch.from_numpy(np.ascontiguousarray(results[view].transpose(2, 0, 1)))

@@ -1,22 +1,27 @@
 """Training and evaluation around MMEngine's Runner. Importing registers hooks, metrics and optimizers."""
 
-from . import (
+from . import (  # noqa: F401
     accumulation,
     amp,
-    data_check,
+    changes,
+    checkpointing,
     device,
     hooks,
     logs,
     loops,
     metrics,
     optim,
+    preflight,
     probing,
     randomness,
+    runner,
+    saving,
     showing,
+    signals,
+    skipping,
     tokens,
+    unreadable,
 )
+from .pretrained import refuse_what_does_not_fit
 
-__all__ = [
-    'accumulation', 'amp', 'data_check', 'device', 'hooks', 'logs', 'loops', 'metrics', 'optim', 'probing',
-    'randomness', 'showing', 'tokens',
-]  # fmt: skip
+refuse_what_does_not_fit()

@@ -5,10 +5,17 @@ mmengine's OptimWrapper weighs them alike.
 """
 
 import torch
-from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
 from mmengine.optim import OptimWrapper as MMEngineOptimWrapper
+from mmengine.optim import OptimWrapperDict
 
 from ..registry import OPTIM_WRAPPERS
+from .finite import FiniteSteps
+
+
+def has_updated(wrapper: MMEngineOptimWrapper | OptimWrapperDict) -> bool:
+    """Whether no gradients are left that wait for those of the next batch: no checkpoint has them."""
+    each = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return all(one.should_update() for one in each)
 
 
 class WeighsByCount:
@@ -37,10 +44,5 @@ class WeighsByCount:
 
 
 @OPTIM_WRAPPERS.register_module()
-class OptimWrapper(WeighsByCount, MMEngineOptimWrapper):
-    """mmengine's OptimWrapper, exact under gradient accumulation."""
-
-
-@OPTIM_WRAPPERS.register_module()
-class Fp16OptimWrapper(WeighsByCount, MMEngineAmpOptimWrapper):
-    """mmengine's AmpOptimWrapper (fp16 with a loss scaler, on CUDA), exact under gradient accumulation."""
+class OptimWrapper(WeighsByCount, FiniteSteps, MMEngineOptimWrapper):
+    """mmengine's OptimWrapper, exact under gradient accumulation, whose steps are finite or skipped."""

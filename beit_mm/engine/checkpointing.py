@@ -1,10 +1,11 @@
-"""What a training checkpoint holds besides weights, and which one a run goes on from."""
+"""What a training checkpoint holds besides weights, and what is taken of one that a run starts from."""
 
 import functools
 import logging
 import re
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,16 @@ from mmengine.runner import Runner
 from ..checkpoints.convert import few, stripped
 from ..checkpoints.fit import as_ours, fit, grid_of_ours
 from ..checkpoints.formats import INDEX
-from ..checkpoints.load import WEIGHTS, CheckpointError, of_beit_mm, read, sha256, state_dict_of
+from ..checkpoints.load import (
+    WEIGHTS,
+    CheckpointError,
+    meta_of,
+    of_beit_mm,
+    preprocessing_in,
+    read,
+    sha256,
+    state_dict_of,
+)
 from ..registry import HOOKS
 from .recipe import recipe_of
 
@@ -72,7 +82,7 @@ def stages_of(config) -> list[dict]:
     stages = []
     for path in starts:
         content = read(path, map_location='cpu')
-        meta = content.get('meta') if isinstance(content.get('meta'), dict) else {}
+        meta = meta_of(content)
         stages.append(
             dict(
                 config=STAMP.sub('', str(meta.get('experiment_name', ''))),
@@ -90,8 +100,7 @@ def stages_of(config) -> list[dict]:
 class PlainCheckpointHook(Hook):
     """Keeps checkpoints free of Python objects, so that they load with `weights_only=True`.
 
-    mmengine pickles its HistoryBuffers (open-mmlab/mmengine#1655) and, on resuming, executes `meta['config']`
-    as Python; the text is kept under `cfg`, which nothing executes.
+    mmengine pickles its HistoryBuffers (open-mmlab/mmengine#1655).
     """
 
     priority = 'VERY_LOW'
@@ -99,6 +108,7 @@ class PlainCheckpointHook(Hook):
     def __init__(self) -> None:
         self.stages: list[dict] = []
         self.recipe = ''
+        self.run = uuid.uuid4().hex  # the files of one run, from its first start on
         self.trained = 0.0  # seconds, before this process
         self.started = time.perf_counter()
 
@@ -124,6 +134,7 @@ class PlainCheckpointHook(Hook):
                     revision=code_revision(),
                     stages=self.stages,
                     recipe_sha256=self.recipe,
+                    run=self.run,
                     train_seconds=round(self.trained + time.perf_counter() - self.started, 2),
                     backbone=dict(model.get('backbone') or {}),
                     preprocessing=preprocessing_of(runner.cfg),
@@ -132,11 +143,10 @@ class PlainCheckpointHook(Hook):
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        meta = checkpoint.get('meta', {})
-        meta.pop('config', None)
         if runner._resume:
             self.stages = of_beit_mm(checkpoint).get('stages', [])
             self.trained = of_beit_mm(checkpoint).get('train_seconds', 0.0)
+            self.run = str(of_beit_mm(checkpoint).get('run') or self.run)
         hub = checkpoint.get('message_hub')
         if hub is None:
             return
@@ -185,8 +195,7 @@ def model_of(runner: Runner) -> torch.nn.Module:
 
 def warn_of_preprocessing(content: dict, config, checkpoint: str, keys: tuple[str, ...]) -> None:
     """Say so where images are treated otherwise than those that the weights were trained, or tested, on."""
-    before, now = of_beit_mm(content).get('preprocessing') or {}, preprocessing_of(config)
-    before = before if isinstance(before, dict) else {}
+    before, now = preprocessing_in(content), preprocessing_of(config)
     for key in keys:
         if key in before and key in now and before[key] != now[key]:
             print_log(
@@ -228,6 +237,9 @@ class FitWeightsHook(Hook):
             averages = any(isinstance(hook, EMAHook) for hook in getattr(runner, 'hooks', ()))
             check_resumable(checkpoint, model.state_dict(), runner._load_from, averages)
             return
+        checkpoint.pop(
+            'ema_state_dict', None
+        )  # mmpretrain's EMAHook would swap it with what is not taken; averages anew
         backbone = getattr(model, 'backbone', None)
         if not hasattr(backbone, 'own_grid'):
             if backbone is not None and not self.partial:
@@ -268,10 +280,11 @@ CLASSIFIERS = re.compile(r'head\S*\.(conv_seg|fc|cls_head)\.')  # weights with a
 
 def warn_of_classes(checkpoint: dict, runner: Runner, kept: list[str]) -> None:
     """Say so where a head is kept, as it tells as many classes apart, and they are others than it was trained on."""
-    before = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+    trained_on = meta_of(checkpoint).get('dataset_meta')
+    before = trained_on.get('classes') if isinstance(trained_on, dict) else None
     dataset = getattr(getattr(runner, 'train_dataloader', None), 'dataset', None)
     now = getattr(dataset, 'metainfo', {}).get('classes')
-    if not before or not now or list(before) == list(now):
+    if not isinstance(before, (list, tuple)) or not now or list(before) == list(now):
         return
     first = next((pair for pair in zip(before, now) if pair[0] != pair[1]), ('', ''))
     print_log(
@@ -334,17 +347,3 @@ def step_of(path: Path) -> int:
     """The number in `iter_120.pth` or `epoch_3.pth`; -1 where there is none."""
     found = re.fullmatch(r'(?:iter|epoch)_(\d+)', path.stem)
     return int(found[1]) if found else -1
-
-
-def latest_checkpoint(work_dir: Path) -> Path | None:
-    """The newest readable training checkpoint of a work_dir, by its step; damaged ones are named and passed over."""
-    for path in sorted(work_dir.glob('*_*.pth'), key=step_of, reverse=True):
-        if step_of(path) < 0:
-            continue
-        try:
-            read(path, map_location='cpu')
-        except CheckpointError as error:
-            print_log(f'passed over: {error}', logger='current', level=logging.WARNING)
-            continue
-        return path
-    return None

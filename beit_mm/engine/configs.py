@@ -6,7 +6,8 @@ Every error names the file, the key, the value and the nearest name that exists.
 import ast
 import difflib
 import inspect
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine import registry as root
@@ -15,8 +16,12 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from ..closed import DATA_CONFIGS, DataFileError
+from .data_configs import check_mapping, check_names
 from .errors import ConfigError
+from .places import place_of
 from .schedules import check_schedules
+from .values import wrong_values
 
 NEAR_TYPE, NEAR_FIELD = 0.6, 0.85  # difflib ratios; the second gave no false alarm on mmpretrain's 530 configs
 RUNNER_FIELDS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
@@ -54,21 +59,56 @@ def load_config(path: str | Path, overrides: dict | None = None) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        candidates = sorted(str(p) for p in Path('configs').rglob('*.py')) if Path('configs').is_dir() else []
-        near = difflib.get_close_matches(str(path), candidates, n=3, cutoff=0.5)
-        hint = ''.join(f'\n    {name}' for name in near)
-        raise ConfigError(f'{path}: there is no such config{f". The nearest names are:{hint}" if near else ""}')
+        raise ConfigError(
+            f'{path}: is a folder' if path.is_dir() else f'{path}: there is no such config{_nearest(path)}'
+        )
+    data = path.suffix.lower() in DATA_CONFIGS
+    if data:
+        check_mapping(path)
     try:
-        config = Config.fromfile(path)
+        config = Config.fromfile(path, import_custom_modules=not data)
     except SyntaxError as error:
-        raise ConfigError(f'{path}, line {error.lineno}: not valid Python: {error.msg}') from error
+        raise ConfigError(f'{_running(error, path)}: not valid Python: {error.msg}') from error
+    except DataFileError as error:
+        raise ConfigError(f'{path}: {error.reason}') from error
     except Exception as error:  # a config is Python: it can raise anything
-        raise ConfigError(f'{path}: cannot be read: {error}') from error
-    if overrides:
-        _check_overrides(config, overrides, path)
-        config.merge_from_dict(overrides)
-    check_config(config, path)
+        if isinstance(error, FileNotFoundError) and error.filename:
+            missing = Path(error.filename)
+            raise ConfigError(f'{path}: cannot be read: there is no {missing}{_nearest(missing)}') from error
+        raise ConfigError(f'{_running(error, path)}: cannot be read: {error}') from error
+    try:
+        if data:
+            check_names(config.to_dict(), path)
+        if overrides:
+            _check_overrides(config, overrides, path)
+            config.merge_from_dict(overrides)
+        check_config(config, path, overrides)
+    except ConfigError:
+        raise
+    except Exception as error:  # a value of any kind in any place makes what expects another raise anything
+        reason = f'{type(error).__name__}: {error}'
+        raise ConfigError(f'{path}: a value is of another kind than it must be ({reason})') from error
     return config
+
+
+def _nearest(path: Path) -> str:
+    """Names of configs that are like one that is not there, in its folder and below configs/."""
+    known = [*path.parent.glob('*.py'), *(Path('configs').rglob('*.py') if Path('configs').is_dir() else ())]
+    near = difflib.get_close_matches(str(path), sorted({str(p) for p in known}), n=3, cutoff=0.5)
+    return '. The nearest names are:' + ''.join(f'\n    {name}' for name in near) if near else ''
+
+
+def _running(error: Exception, path: Path) -> str:
+    """`file, line 3` that was read, or run, when a config raised an error; mmengine runs them under no name."""
+    file, line, trace = path, getattr(error, 'lineno', None), error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_name == '_file2dict':
+            file = Path(trace.tb_frame.f_locals.get('filename', path))
+        elif code.co_name == '<module>' and code.co_filename in ('', str(file)):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f'{file}, line {line}' if line else str(file)
 
 
 def parse_overrides(pairs: list[str] | None) -> dict:
@@ -85,20 +125,33 @@ def parse_overrides(pairs: list[str] | None) -> dict:
     return overrides
 
 
-def check_config(config: Config, path: str | Path) -> None:
+def check_config(config: Config, path: str | Path, overrides: dict | None = None) -> None:
     """Raise ConfigError for a top-level name that nobody reads and is close to a known one, for unknown types and
-    arguments anywhere below, and for schedules that do something else than they seem to."""
+    arguments anywhere below, for values of the wrong kind, and for schedules that do something else than they seem to.
+
+    overrides: that are in it already; an error says so of what they gave.
+    """
+
+    def place(where: str) -> str:
+        dotted = where.replace('[', '.').replace(']', '')
+        given = next((key for key in overrides or () if f'{dotted}.'.startswith(f'{key}.')), None)
+        return f'{path}: --cfg-options {given}' if given else place_of(path, where)
+
     known = RUNNER_FIELDS | OTHER_FIELDS
     for name in config:
         near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR_FIELD)
         if name not in known | OF_TTA and near:
-            raise ConfigError(f'{path}: `{name}` is read by nobody; did you mean `{near[0]}`?')
+            raise ConfigError(f'{place(name)}: `{name}` is read by nobody; did you mean `{near[0]}`?')
+    for where, what in wrong_values(config.to_dict()):
+        said = place(where)
+        said = said.removesuffix(where) if said.endswith(f' {where}') else f'{said}: '  # `what` begins with it
+        raise ConfigError(f'{said}{what}')
     scope = config.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
         read = known | OF_TTA  # the rest are helper variables
         read = {key: value for key, value in config.to_dict().items() if key in read}
-        for where, node in _typed(read):
-            _check_node(node, where, path, scope)
+        for where, node in typed_nodes(read):
+            _check_node(node, where, place, scope)
     check_schedules(config, path)
     _check_pretrained(config, path)
     _check_heads(config, path)
@@ -136,7 +189,7 @@ def _check_heads(config: Config, path: str | Path) -> None:
                 )
 
 
-def _typed(node, where: str = '') -> Iterator[tuple[str, dict]]:
+def typed_nodes(node, where: str = '') -> Iterator[tuple[str, dict]]:
     """Every dict with a `type` below `node`, with its dotted path; parts that other builders own are left out."""
     if isinstance(node, dict):
         if isinstance(node.get('type'), str):
@@ -145,14 +198,17 @@ def _typed(node, where: str = '') -> Iterator[tuple[str, dict]]:
         for key, value in node.items():
             elsewhere = isinstance(key, str) and key.endswith(BUILT_ELSEWHERE) and isinstance(value, dict) and where
             if key != foreign and not elsewhere:
-                yield from _typed(value, f'{where}.{key}' if where else str(key))
+                yield from typed_nodes(value, f'{where}.{key}' if where else str(key))
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
-            yield from _typed(value, f'{where}[{i}]')
+            yield from typed_nodes(value, f'{where}[{i}]')
 
 
 def _roots() -> list[Registry]:
-    return [value for value in vars(root).values() if isinstance(value, Registry)]
+    """mmengine's registries, and those of other projects that are below none: mmpretrain's batch augmentations."""
+    of_others = [sys.modules[name] for name in ('mmpretrain.registry', 'mmseg.registry') if name in sys.modules]
+    alone = [v for module in of_others for v in vars(module).values() if isinstance(v, Registry) and v.parent is None]
+    return [*(value for value in vars(root).values() if isinstance(value, Registry)), *alone]
 
 
 _resolved: dict[tuple[str, str | None], object] = {}  # what was found: registries that do not know a name try imports
@@ -185,23 +241,27 @@ def known_types(scope: str) -> list[str]:
     return sorted(names)
 
 
-def _check_node(node: dict, where: str, path: str | Path, scope: str) -> None:
+def _check_node(node: dict, where: str, place: Callable[[str], str], scope: str) -> None:
     type_name = node['type']
     found = resolve(type_name, node.get('_scope_', scope)) or resolve(type_name)
     if found is None:
         near = difflib.get_close_matches(type_name, known_types(scope), n=1, cutoff=NEAR_TYPE)
         hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ConfigError(f'{path}: {where}.type={type_name!r} is not registered in scope {scope!r}{hint}')
+        raise ConfigError(
+            f'{place(f"{where}.type")}: {where}.type={type_name!r} is not registered in scope {scope!r}{hint}'
+        )
     arguments = _arguments(found)
     if arguments is None:
         return
     for key in node:
         if where.endswith('backbone.init_cfg') and key == 'partial':
             continue  # BEiTViT's own argument of `Pretrained`
-        if key not in arguments and key not in TAKEN_BY_BUILDER and not _field_of(where, key):
+        loop = where == 'train_cfg'  # given with its type, it takes that one's arguments only
+        if key not in arguments and key not in TAKEN_BY_BUILDER and (loop or not _field_of(where, key)):
             near = difflib.get_close_matches(key, arguments, n=1, cutoff=NEAR_TYPE)
             hint = f'; did you mean {near[0]!r}?' if near else f'. It takes: {", ".join(sorted(arguments))}'
-            raise ConfigError(f'{path}: {where}.{key}={node[key]!r}: {type_name} has no argument {key!r}{hint}')
+            at = place(f'{where}.{key}')
+            raise ConfigError(f'{at}: {where}.{key}={node[key]!r}: {type_name} has no argument {key!r}{hint}')
 
 
 def _field_of(where: str, key: str) -> bool:

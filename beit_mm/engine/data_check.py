@@ -1,73 +1,19 @@
-"""Before the first step of a segmentor: are its data what its heads can learn."""
+"""Are the data of a segmentation config what its heads can learn: `tools/prepare_data.py verify --format config`."""
 
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, DefaultScope
-from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data.check import SAMPLE, check_dataset, check_pipeline
+from ..data.check import check_dataset, check_pipeline
+from ..data.classes import check_names
 from ..data.masks import IGNORED
 from ..data.verify import Report
-from ..registry import HOOKS
-from .checkpointing import model_of
 from .errors import ConfigError
 
 
-class DataError(ValueError):
-    """Data that cannot be trained on; the message names the files, the values and the way out."""
-
-
-@HOOKS.register_module()
-class DataCheckHook(Hook):
-    """Reads masks of the training and validation sets before the first step, and refuses what would train in vain.
-
-    Missing pairs (all are looked for), masks of another size than their image, coloured ones, ids beyond the classes,
-    nothing but ignored pixels, another number of classes than the heads'. What it found goes into the log: the share of
-    the commonest classes, and classes that no mask holds.
-
-    sample: masks to read of each set, None for all; 0 turns the look off.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def __init__(self, sample: int | None = SAMPLE) -> None:
-        if sample is not None and sample < 0:
-            raise ValueError(f'DataCheckHook: sample={sample} must be 0 or more, or None for all')
-        self.sample = sample
-
-    def before_train(self, runner: Runner) -> None:
-        head = getattr(model_of(runner), 'decode_head', None)
-        if head is None:
-            return
-        check_batch(head, runner.train_dataloader.batch_size)
-        head = head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade's last one predicts
-        if self.sample == 0:
-            return
-        found = [self._problems(runner, head) if is_main_process() else None]
-        broadcast_object_list(found)  # every rank ends, with the same words
-        if found[0]:
-            raise DataError(found[0])
-
-    def _problems(self, runner: Runner, head: nn.Module) -> str:
-        report = Report()
-        sets = dict(train=runner.train_dataloader.dataset)
-        if runner.val_loop is not None:
-            sets['val'] = runner.val_loop.dataloader.dataset
-        for what, dataset in sets.items():
-            check_dataset(dataset, head.num_classes, what, report, self.sample, head.ignore_index)
-        if runner.val_loop is not None:
-            loader = runner.val_loop.dataloader
-            check_pipeline(loader.dataset, loader.batch_size, 'val', report)
-        for fact in report.facts:
-            runner.logger.info(f'data: {fact}')
-        return '\n'.join(f'{what}\n    do:  {remedy}' for what, remedy in report.problems)
-
-
 def check_data_of(config: Config, sample: int | None = None) -> Report:
-    """What DataCheckHook would find in the data sets of a segmentation config, in all of their masks or in a sample.
+    """What PreflightHook would find in the data sets of a segmentation config, in all of their masks or in a sample.
 
     Raises ConfigError for a config that segments nothing.
     """
@@ -85,6 +31,7 @@ def check_data_of(config: Config, sample: int | None = None) -> Report:
                 what == 'test' and description == (config.get('val_dataloader') or {}).get('dataset')
             ):
                 dataset = DATASETS.build(description)
+                check_names(dataset, head.num_classes, what, report, 'decode_head and auxiliary_head')
                 check_dataset(dataset, head.num_classes, what, report, sample, head.get('ignore_index', IGNORED))
                 if what != 'train':
                     check_pipeline(dataset, config[f'{what}_dataloader'].get('batch_size', 1), what, report)

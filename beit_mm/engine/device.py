@@ -13,19 +13,22 @@ from ..registry import MODEL_WRAPPERS
 from .amp import with_amp, without_scaler
 
 NEEDS_CUDA = ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', 'beit_mm.Fp16OptimWrapper')
-RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')  # of torchrun, Slurm, MPI; before there is a group
+# By launcher: the variable that says which process this is, before there is a group
+RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 
 
 def suit_device(config: Config) -> None:
-    """Without CUDA, take fp16 out of a config, in place: training goes on in float32."""
+    """Without CUDA, take fp16 out of a config, in place: training goes on in float32. `devices` with cpu keeps it."""
     wrapper = config.get('optim_wrapper')
     if torch.cuda.is_available() or wrapper is None or wrapper.get('type') not in NEEDS_CUDA:
+        return
+    if 'cpu' in wrapper.get('devices', ()):
         return
     if str(wrapper.get('dtype')) in ('bfloat16', 'torch.bfloat16'):
         config.optim_wrapper = with_amp(wrapper, 'bf16')
         return
     config.optim_wrapper = without_scaler(wrapper, 'beit_mm.OptimWrapper')
-    if next((os.environ[name] for name in RANKS if name in os.environ), '0') == '0':
+    if next((os.environ[name] for name in RANKS.values() if name in os.environ), '0') == '0':
         print_log(
             'fp16 needs a CUDA device, and there is none: training in float32. The CPU has bf16: --amp bf16',
             logger='current',

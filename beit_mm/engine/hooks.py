@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..registry import HOOKS
 from .checkpointing import FitWeightsHook, PlainCheckpointHook, model_of
+from .saving import CheckpointHook
 from .unreadable import UnreadableImagesHook
 
 SHOWN = ('loss', 'masked_accuracy', 'perplexity', 'reconstruction_error')
@@ -134,6 +135,7 @@ class ProgressHook(Hook):
 
 
 __all__ = [
+    'CheckpointHook',
     'CodebookInitHook',
     'DeadCodesHook',
     'FitWeightsHook',

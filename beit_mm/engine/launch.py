@@ -4,7 +4,6 @@ import copy
 import functools
 import logging
 import os
-import random
 import tempfile
 import textwrap
 import time
@@ -15,31 +14,29 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import checkpoint as loading
 
 from ..checkpoints.fit import as_ours
-from ..checkpoints.load import CheckpointError, read, state_dict_of, trust
-from .amp import with_amp
-from .checkpointing import TO_EVALUATE, latest_checkpoint, model_of, warn_of_preprocessing
+from ..checkpoints.load import CheckpointError, meta_of, read, state_dict_of
+from .amp import with_amp, with_finite_steps
+from .building import check_batches, check_trainable, explained
+from .checkpointing import TO_EVALUATE, model_of, warn_of_preprocessing
 from .compiling import compile_backbone, uncompile
 from .configs import ConfigError
-from .device import suit_device
+from .device import RANKS, suit_device
+from .recipe import SAFETY_HOOKS
+from .resuming import choose_start
 from .runner import Runner
-
-SAFETY_HOOKS = [
-    dict(type='beit_mm.PlainCheckpointHook'),
-    dict(type='beit_mm.CountedRandomnessHook'),
-    dict(type='beit_mm.FitWeightsHook'),
-    dict(type='beit_mm.ProgressHook'),
-    dict(type='beit_mm.UnreadableImagesHook'),
-    dict(type='beit_mm.DataCheckHook'),
-    dict(type='beit_mm.TokenCacheHook'),
-]
+from .saving import with_our_checkpoints
+from .signals import ending_between_steps
+from .work_dir import alone, checkpoint_folder, refuse_used, remove_leftovers, work_dir_of
+from .workers import limit_collectives, plain_errors
 
 
 def prepare(
     config: Config,
     work_dir: str | None = None,
-    resume: str | None = None,
+    resume: bool | str | None = None,
     load_from: str | None = None,
     amp: str | None = None,
     auto_scale_lr: bool = False,
@@ -51,39 +48,22 @@ def prepare(
 ) -> Config:
     """Put the command line's wishes into the config, and find out what cannot work before anything starts.
 
-    resume: 'auto' (the newest checkpoint of the work_dir, if any) or a file.
+    resume: True (from the newest checkpoint of the work_dir), 'auto' (the same, if there is one) or a file.
     partial_load: what does not fit of `load_from` keeps its start. trust_checkpoint: that file may hold code.
     """
     name = Path(config.filename).stem if config.filename else 'run'
-    config.work_dir = str(work_dir or config.get('work_dir') or Path('work_dirs') / name)
-    check_writable(Path(config.work_dir))
+    config.work_dir = str(work_dir_of(config, work_dir))
     check_launcher(launcher)
     config.launcher = launcher
+    if launcher != 'none':
+        limit_collectives(config)
     if launcher != 'none' and not torch.cuda.is_available():
         config.setdefault('model_wrapper_cfg', dict(type='beit_mm.DistributedOnCPU'))
     config.experiment_name = config.get('experiment_name') or name
-    config.setdefault('randomness', {})
-    if seed is not None:
-        config.randomness['seed'] = seed
-    elif config.randomness.get('seed') is None:
-        config.randomness['seed'] = random.SystemRandom().randrange(2**31)
-    if load_from:
-        config.load_from = load_from
-    config.resume = False
-    if resume == 'auto':
-        found = latest_checkpoint(Path(config.work_dir))
-        if found is not None:
-            config.load_from, config.resume = str(found), True
-        else:
-            print(f'{config.work_dir}: no checkpoint to resume from; starting at step 0', flush=True)
-    elif resume:
-        config.load_from, config.resume = resume, True
-    if trust_checkpoint and not config.get('load_from'):
-        raise ConfigError('--trust-checkpoint trusts the file of --load-from or --resume FILE, and there is none')
-    if trust_checkpoint:
-        trust(config.load_from)
-    if config.get('load_from'):
-        read(config.load_from, map_location='cpu')  # its errors belong before the model is built
+    with_our_checkpoints(config)
+    choose_start(config, resume, load_from, seed, trust_checkpoint)
+    if config.get('optim_wrapper'):
+        config.optim_wrapper = with_finite_steps(config.optim_wrapper)
     if amp:
         config.optim_wrapper = with_amp(config.optim_wrapper, amp)
     suit_device(config)
@@ -101,18 +81,20 @@ def prepare(
     return config
 
 
-RANKS = {  # by launcher: the variable that says which process this is, and what sets it
-    'pytorch': ('RANK', 'torchrun --nproc_per_node=N tools/train.py ...'),
-    'slurm': ('SLURM_PROCID', 'srun python tools/train.py ...'),
-    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun -np N python tools/train.py ...'),
+STARTED_BY = {  # by launcher
+    'pytorch': 'torchrun --nproc_per_node=N tools/train.py ...',
+    'slurm': 'srun python tools/train.py ...',
+    'mpi': 'mpirun -np N python tools/train.py ...',
 }
 
 
 def check_launcher(launcher: str) -> None:
     """Raise ConfigError for a launcher that did not start this process."""
-    variable, command = RANKS.get(launcher, (None, ''))
+    variable = RANKS.get(launcher)
     if variable and variable not in os.environ:
-        raise ConfigError(f'--launcher {launcher}: {variable} is not set, as it is in processes started by: {command}')
+        raise ConfigError(
+            f'--launcher {launcher}: {variable} is not set, as it is in processes started by: {STARTED_BY[launcher]}'
+        )
 
 
 NOISE = (  # of mmengine on the terminal; the log file has it all
@@ -125,6 +107,7 @@ NOISE = (  # of mmengine on the terminal; the log file has it all
     'Distributed training is not used',
     'The `resume` flag is',
     'Loads checkpoint by ',
+    'The model and loaded state dict do not match exactly',  # FitWeightsHook says what is missing, in one line
 )
 
 
@@ -137,6 +120,8 @@ def terse_terminal() -> None:
     """Keep mmengine's dumps of environment, config and hook order out of the terminal; the log file keeps them."""
     warnings.filterwarnings('ignore', message='``build_loss`` would be deprecated')
     warnings.filterwarnings('ignore', message='Default ``avg_non_ignore`` is False')
+    warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')  # the wrapper's, of several ranks
+    warnings.filterwarnings('ignore', message='Setting (OMP|MKL)_NUM_THREADS environment variable')
     original = MMLogger.__init__
     if getattr(original, 'terse', False):
         return
@@ -150,32 +135,52 @@ def terse_terminal() -> None:
 
     init.terse = True
     MMLogger.__init__ = init
+    say = loading.print_log
+
+    @functools.wraps(say)
+    def into_the_log(message, logger=None, level=logging.INFO) -> None:  # the Runner's loading prints past it
+        say(message, logger or 'current', level)
+
+    loading.print_log = into_the_log
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, way_out: str = 'choose another folder, for a work_dir by --work-dir') -> None:
     """Make the folder; raise PermissionError naming it if no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise PermissionError(
-            f'{folder} cannot be written ({error.strerror}); choose another folder, for a work_dir by --work-dir'
-        ) from error
+        raise PermissionError(f'{folder} cannot be written ({error.strerror}); {way_out}') from error
 
 
+@ending_between_steps()
+@plain_errors()
 def run(config: Config, compiled: bool = False, **wishes) -> Runner:
-    """Train what a checked config describes. compiled: its backbone. `wishes` are `prepare`'s arguments."""
+    """Train what a checked config describes. compiled: its backbone. `wishes` are `prepare`'s arguments.
+
+    Raises Stopped when a signal ended it between two steps, with a checkpoint.
+    """
     terse_terminal()
-    config = prepare(config, **wishes)
-    runner = Runner.from_cfg(config)
-    if compiled:
-        compile_backbone(model_of(runner))
-    runner.logger.info(f'seed {runner.seed}, work_dir {config.work_dir}')
-    started = time.perf_counter()
-    runner.train()
-    runner.logger.info(f'trained in {time.perf_counter() - started:.0f} s')
-    return runner
+    work_dir = work_dir_of(config, wishes.get('work_dir'))
+    check_writable(work_dir)
+    with alone(work_dir, wishes.get('launcher', 'none')):
+        config = prepare(config, **wishes)
+        refuse_used(config)
+        check_writable(checkpoint_folder(config), 'give default_hooks.checkpoint.out_dir another one')
+        remove_leftovers(config)
+        check_trainable(config)
+        with explained(config):
+            runner = Runner.from_cfg(config)
+            check_batches(runner)
+        if compiled:
+            compile_backbone(model_of(runner))
+        runner.logger.info(f'seed {runner.seed}, work_dir {config.work_dir}')
+        started = time.perf_counter()
+        with explained(config):
+            runner.train()
+        runner.logger.info(f'trained in {time.perf_counter() - started:.0f} s')
+        return runner
 
 
 def with_tta(config: Config) -> None:
@@ -206,6 +211,7 @@ def parts_of(dataset: dict) -> list[dict]:
     return [dataset]
 
 
+@plain_errors()
 def evaluate(
     config: Config,
     checkpoint: str,
@@ -219,6 +225,7 @@ def evaluate(
     tta: over scales and flips. show_dir: write a picture of each segmented image there. compiled: the backbone.
     """
     terse_terminal()
+    check_writable(work_dir_of(config, wishes.get('work_dir')))
     config = prepare(config, load_from=checkpoint, **wishes)
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if config.get(key) is None:
@@ -232,7 +239,8 @@ def evaluate(
     alone.train_dataloader = alone.train_cfg = alone.optim_wrapper = alone.param_scheduler = None
     alone.val_dataloader = alone.val_cfg = alone.val_evaluator = None
     alone.visualizer = None
-    runner = Runner.from_cfg(alone)
+    with explained(config):
+        runner = Runner.from_cfg(alone)
     load_whole(model_of(runner), config, checkpoint)
     runner.cfg.load_from = runner._load_from = None
     runner._has_loaded = True
@@ -251,17 +259,16 @@ def evaluate(
 def load_whole(model: torch.nn.Module, config: Config, checkpoint: str) -> dict:
     """A test on a half-loaded model is no test: missing or unexpected keys are an error. Returns the file's `meta`."""
     content = read(checkpoint, map_location='cpu')
-    meta = content.get('meta') or {}
     warn_of_preprocessing(content, config, checkpoint, TO_EVALUATE)
-    weights = state_dict_of(content)
-    if hasattr(getattr(model, 'backbone', None), 'own_grid'):  # ours; what is not is loaded as it is
-        try:
+    try:
+        weights = state_dict_of(content)
+        if hasattr(getattr(model, 'backbone', None), 'own_grid'):  # ours; what is not is loaded as it is
             weights = as_ours(weights).weights
-        except CheckpointError as error:
-            raise CheckpointError(f'{checkpoint}: {error}') from error
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         first = [textwrap.shorten(line, 240, placeholder=' ...') for line in str(error).splitlines()[1:4]]
         raise CheckpointError(f'{checkpoint}: does not fit the model of this config: {" ".join(first)}') from error
-    return meta
+    return meta_of(content)

@@ -20,6 +20,8 @@ from ..data.sampling import ResumableBatchSampler
 from ..registry import LOOPS
 from .errors import ConfigError
 
+VALIDATED = 'validated'  # the iteration of a validation that a checkpoint has seen, in the message hub
+
 
 def batch_of(loader: DataLoader) -> int:
     """Images of a batch, on all ranks."""
@@ -51,18 +53,17 @@ class Resuming:
     images: int | None = None
     resumed_at = 0  # iteration
 
-    def _check_length(self) -> None:
-        if len(self.dataloader) == 0:
-            raise ConfigError(
-                f'train_dataloader: batch_size={self.dataloader.batch_size} on {get_world_size()} process(es), and the '
-                f'data set has {len(self.dataloader.dataset)} images: with drop_last no batch is left. Take a smaller '
-                f'batch_size, or drop_last=False'
-            )
+    def _say_if_finished(self, count: int, end: int, unit: str) -> None:
+        """A run that goes on from its last checkpoint trains nothing."""
+        if self.runner._resume and count >= end:
+            self.runner.logger.info(f'nothing is left to train: all {end} {unit} are done, which train_cfg asks for')
 
     def _validate_if_due(self, count: int, end: int) -> None:
-        """A run that was cut off between its checkpoint and the validation after it makes up for it."""
-        due = count >= self.val_begin and count % self.val_interval == 0
-        if self.runner._resume and self.runner.val_loop is not None and 0 < count < end and due:
+        """A run that was cut off between its checkpoint and the validation after it makes up for it; one that was
+        finished cannot be told from one that was cut off in the last."""
+        due = count >= self.val_begin and (count % self.val_interval == 0 or count == end)
+        validated = self.runner.message_hub.runtime_info.get(VALIDATED) == self._iter
+        if self.runner._resume and self.runner.val_loop is not None and count > 0 and due and not validated:
             self.runner.val_loop.run()
 
 
@@ -71,12 +72,17 @@ class EpochBasedTrainLoop(Resuming, MMEngineEpochLoop):
     """mmengine's, which goes on in the middle of an epoch."""
 
     def run(self):
-        self._check_length()
         self.runner.call_hook('before_train')
-        done = self._iter - self._epoch * len(self.dataloader)  # batches of this epoch
+        length = len(self.dataloader)
+        done = counted = self._iter - self._epoch * length  # batches of this epoch
         if self.images is not None:
-            done = self.images // batch_of(self.dataloader)
-            self._iter = self._epoch * len(self.dataloader) + done
+            done = min(self.images // batch_of(self.dataloader), length)
+        elif not 0 <= done <= length:  # mmengine's checkpoint, of batches of another size
+            done = 0
+        if done != counted:
+            self._iter = self._epoch * length + done
+            self.runner.optim_wrapper.initialize_count_status(self.runner.model, self._iter, self._max_iters)
+        self._say_if_finished(self._epoch, self._max_epochs, 'epochs')
         if done == 0:
             self._validate_if_due(self._epoch, self._max_epochs)
         while self._epoch < self._max_epochs and not self.stop_training:
@@ -128,10 +134,10 @@ class IterBasedTrainLoop(Resuming, MMEngineIterLoop):
         self.runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, 'metainfo', None)
 
     def run(self):
-        self._check_length()
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         self.resumed_at = self._iter
+        self._say_if_finished(self._iter, self._max_iters, 'iterations')
         self._validate_if_due(self._iter, self._max_iters)
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:

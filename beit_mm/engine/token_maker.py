@@ -10,7 +10,6 @@ the same command goes on with the chunks that do not count yet.
 import contextlib
 import copy
 import datetime
-import fcntl
 import json
 import os
 import random
@@ -29,12 +28,14 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, default_collate
 
-from ..checkpoints.load import into_place, sha256
+from ..checkpoints.files import into_place
+from ..checkpoints.load import sha256
 from ..data.sampling import Draw
 from ..data.tokens import FORMAT, MANIFEST, TOKENS, TokenCacheError, read_manifest
 from ..models.targets import TokenTarget
 from .checkpointing import code_revision
 from .launch import parts_of
+from .locking import acquire, holder, who
 from .tokens import Views, difference, facts_of, name_of, view_steps
 
 CHUNK = 512  # images of one view whose tokens are put on disk together
@@ -135,18 +136,18 @@ def _alone(folder: Path) -> Iterator[None]:
     """Nobody else makes tokens in this folder meanwhile. The lock's file goes when there is nothing to go on with."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TokenCacheError(f'{folder}: another process is computing these tokens') from error
-        try:
-            yield
-        finally:
-            if not (folder / BEGUN).is_file():
-                path.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # empty: nothing was begun
+    lock = acquire(path, inherited=False)
+    if lock is None:
+        raise TokenCacheError(f'{folder}: another process is computing these tokens: {who(holder(path) or {})}')
+    lock.say(os.getpid())
+    try:
+        yield
+    finally:
+        if not (folder / BEGUN).is_file():
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # empty: nothing was begun
+        lock.release()
 
 
 def _source(config: Config, checkpoint: str | None, device: str, seed: int) -> Views:

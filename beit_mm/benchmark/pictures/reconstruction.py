@@ -32,7 +32,8 @@ def _checked(model: BaseModel, samples: Sequence[dict]) -> None:
 
 
 def batched(samples: Sequence[dict]) -> dict[str, torch.Tensor]:
-    return {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+    keys = [key for key, value in samples[0].items() if isinstance(value, torch.Tensor)]
+    return {key: torch.stack([s[key] for s in samples]) for key in keys}
 
 
 @torch.no_grad()
