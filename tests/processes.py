@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # the fork server's too: its children would take all cores each
+
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone')
 STACK = ['beit_mm.benchmark.jobs', 'beit_mm.benchmark.report', 'mmpretrain.models', 'mmseg.models']
