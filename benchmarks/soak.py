@@ -130,7 +130,7 @@ def kills(minutes: float, every: float, folder: Path) -> None:
 
 def memory(steps: int, folder: Path) -> None:
     """Train for many steps and print the resident memory of the process as it goes on."""
-    chosen = options(steps, interval=500)
+    chosen = [*options(steps, interval=500), 'train_dataloader.batch_size=2']
     process = started(command(PRETRAIN, folder / 'run', [o for o in chosen if 'custom_hooks' not in o]))
     told, samples = 0, []
     while process.poll() is None:
