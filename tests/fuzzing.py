@@ -111,6 +111,13 @@ plain_values = st.recursive(  # of JSON
 )
 
 
+def damaged_kinds(files: dict[str, list[bytes]], **options) -> st.SearchStrategy[tuple[str, bytes]]:
+    """(one of the kinds, a damaged file of it)."""
+    return st.sampled_from(sorted(files)).flatmap(
+        lambda kind: st.tuples(st.just(kind), damaged(files[kind], **options))
+    )
+
+
 @st.composite
 def changed(draw, content, strange=plain_values):
     """A nested value of which a few places hold something else, or nothing."""

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from fuzzing import changed, clean_errors, damaged, examples, limited_memory, values  # noqa: F401
+from fuzzing import changed, clean_errors, damaged, damaged_kinds, examples, limited_memory, values  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 from payload import Payload
@@ -68,7 +68,7 @@ def used(path) -> None:
 
 
 @examples(150)
-@given(st.sampled_from(sorted(FILES)).flatmap(lambda kind: st.tuples(st.just(kind), damaged(FILES[kind]))))
+@given(damaged_kinds(FILES))
 def test_damaged_files(tmp_path_factory, case):
     suffix, content = case
     path = tmp_path_factory.getbasetemp() / f'damaged{suffix}'

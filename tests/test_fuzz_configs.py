@@ -5,7 +5,7 @@ import string
 
 import pytest
 import yaml
-from fuzzing import changed, clean_errors, damaged, examples, limited_memory, plain_values, values  # noqa: F401
+from fuzzing import changed, clean_errors, damaged, damaged_kinds, examples, limited_memory, plain_values, values  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CLASSIFY, SEGMENT, tiny
@@ -21,7 +21,7 @@ TEXTS = {
 
 
 @examples(60)
-@given(st.sampled_from(sorted(TEXTS)).flatmap(lambda kind: st.tuples(st.just(kind), damaged(TEXTS[kind], most=3))))
+@given(damaged_kinds(TEXTS, most=3))
 def test_damaged_files(tmp_path_factory, case):
     suffix, content = case
     path = tmp_path_factory.getbasetemp() / f'damaged{suffix}'

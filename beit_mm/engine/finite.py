@@ -34,7 +34,7 @@ class Skipped:
 
 
 def over_ranks(flags: torch.Tensor) -> torch.Tensor:
-    """The largest of each of the flags (float32, 0 or 1) over all ranks, in place: one small all-reduce."""
+    """The largest of each of the flags, or other numbers, over all ranks, in place: one small all-reduce."""
     all_reduce(flags, 'max')
     return flags
 

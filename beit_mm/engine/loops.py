@@ -59,12 +59,17 @@ class Resuming:
             self.runner.logger.info(f'nothing is left to train: all {end} {unit} are done, which train_cfg asks for')
 
     def _validate_if_due(self, count: int, end: int) -> None:
+        """The validation after so many epochs or iterations, if there is one."""
+        due = count >= self.val_begin and (count % self.val_interval == 0 or count == end)
+        if self.runner.val_loop is not None and due:
+            self.runner.val_loop.run()
+
+    def _make_up_for_validation(self, count: int, end: int) -> None:
         """A run that was cut off between its checkpoint and the validation after it makes up for it; one that was
         finished cannot be told from one that was cut off in the last."""
-        due = count >= self.val_begin and (count % self.val_interval == 0 or count == end)
         validated = self.runner.message_hub.runtime_info.get(VALIDATED) == self._iter
-        if self.runner._resume and self.runner.val_loop is not None and count > 0 and due and not validated:
-            self.runner.val_loop.run()
+        if self.runner._resume and count > 0 and not validated:
+            self._validate_if_due(count, end)
 
 
 @LOOPS.register_module()
@@ -84,15 +89,12 @@ class EpochBasedTrainLoop(Resuming, MMEngineEpochLoop):
             self.runner.optim_wrapper.initialize_count_status(self.runner.model, self._iter, self._max_iters)
         self._say_if_finished(self._epoch, self._max_epochs, 'epochs')
         if done == 0:
-            self._validate_if_due(self._epoch, self._max_epochs)
+            self._make_up_for_validation(self._epoch, self._max_epochs)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch(done)
             done = 0
             self._decide_current_val_interval()
-            last = self._epoch == self._max_epochs
-            due = self._epoch >= self.val_begin and (self._epoch % self.val_interval == 0 or last)
-            if self.runner.val_loop is not None and due:
-                self.runner.val_loop.run()
+            self._validate_if_due(self._epoch, self._max_epochs)
         self.runner.call_hook('after_train')
         return self.runner.model
 
@@ -138,16 +140,13 @@ class IterBasedTrainLoop(Resuming, MMEngineIterLoop):
         self.runner.call_hook('before_train_epoch')
         self.resumed_at = self._iter
         self._say_if_finished(self._iter, self._max_iters, 'iterations')
-        self._validate_if_due(self._iter, self._max_iters)
+        self._make_up_for_validation(self._iter, self._max_iters)
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             self.run_iter(next(batches))
             self._decide_current_val_interval()
-            last = self._iter == self._max_iters
-            due = self._iter >= self.val_begin and (self._iter % self.val_interval == 0 or last)
-            if self.runner.val_loop is not None and due:
-                self.runner.val_loop.run()
+            self._validate_if_due(self._iter, self._max_iters)
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model

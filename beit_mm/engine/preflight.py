@@ -165,10 +165,13 @@ def head_of(model: nn.Module) -> nn.Module | None:
 
 def check_truth(samples: Sequence, num_classes: int, ignore: int = IGNORED) -> None:
     """Raise DataError, with the file and the value, for a label or a mask's id that is none of the classes."""
+    labels = [(sample, getattr(sample, 'gt_label', None)) for sample in samples]
+    labels = [(one, ids) for one, ids in labels if isinstance(ids, torch.Tensor) and not ids.is_floating_point()]
+    together = torch.cat([ids.flatten() for _, ids in labels]) if labels else torch.zeros(0)
+    if together.numel() and not 0 <= int(together.min()) <= int(together.max()) < num_classes:
+        for sample, ids in labels:
+            _check_ids(sample, ids, num_classes, UNLABELLED, 'img_path', 'label')
     for sample in samples:
-        label = getattr(sample, 'gt_label', None)
-        if isinstance(label, torch.Tensor) and not label.is_floating_point():
-            _check_ids(sample, label, num_classes, UNLABELLED, 'img_path', 'label')
         mask = getattr(getattr(sample, 'gt_sem_seg', None), 'data', None)
         if isinstance(mask, torch.Tensor) and not mask.is_floating_point():
             _check_ids(sample, mask, num_classes, ignore, 'seg_map_path', 'id')

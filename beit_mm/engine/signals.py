@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from ..door import EXIT_CODES
 from ..registry import HOOKS
 from .accumulation import has_updated
+from .finite import over_ranks
 from .hooks import ProgressHook
 from .saving import save_now
 
@@ -92,11 +93,7 @@ def ending_between_steps() -> Iterator[None]:
 
 def largest(*numbers: int) -> list[int]:
     """Of each number the largest on any rank, in one collective. Where there is one rank, nothing is sent."""
-    if get_world_size() == 1:
-        return list(numbers)
-    row = torch.tensor(numbers)
-    all_reduce(row, 'max')
-    return row.tolist()
+    return list(numbers) if get_world_size() == 1 else over_ranks(torch.tensor(numbers)).tolist()
 
 
 @HOOKS.register_module()
