@@ -177,6 +177,7 @@ def checkpoints_written_whole() -> str:
     import mmengine.runner
     from mmengine.runner import checkpoint, runner
 
+    from .checkpoints.gathering import holds_shards, save_by_ranks
     from .checkpoints.store import save
 
     original = checkpoint.save_checkpoint
@@ -186,7 +187,7 @@ def checkpoints_written_whole() -> str:
     def save_checkpoint(checkpoint, filename, file_client_args=None, backend_args=None):
         if '://' in str(filename):  # no disk of ours
             return original(checkpoint, filename, file_client_args, backend_args)
-        return save(checkpoint, filename)
+        return save_by_ranks(checkpoint, filename) if holds_shards(checkpoint) else save(checkpoint, filename)
 
     for module in (mmengine.runner, runner, checkpoint):
         module.save_checkpoint = save_checkpoint
@@ -208,7 +209,7 @@ def newest_checkpoint_verified() -> str:
         found = next(filter(None, map(newest_verified, folders_of(Path(path)))), None)
         if found is None and (pointed := original(path)):  # without its optimizer, or damaged, which reading it says
             found = Path(path, pointed)
-        return str(found) if found and found.is_file() else None
+        return str(found) if found and found.exists() else None
 
     for module in (mmengine.runner, runner, checkpoint):
         module.find_latest_checkpoint = find_latest_checkpoint

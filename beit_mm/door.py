@@ -3,9 +3,12 @@
 Imports nothing heavy, so that a tool can read its arguments before anything else: tools/_door.py.
 """
 
+import argparse
 import atexit
 import contextlib
+import errno
 import functools
+import json
 import logging
 import os
 import re
@@ -13,11 +16,28 @@ import select
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 
 MOST_LINES, LONGEST_LINE = 10, 600  # of an error, on the terminal; characters
 READER_GONE = 141  # exit code, as of a program that SIGPIPE ends
+TRACEBACK = '\n(the traceback is in '  # what follows an error that has one
+LAUNCHER = 'BEIT_MM_LAUNCHER'  # environment variable: the process that says what went wrong in its children
+PATIENCE = 3  # seconds in which whatever started several ranks has ended the others of one that failed
+# By launcher: the variable that says which process this is, before there is a group; the same for those of its machine
+RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+LOCAL_RANKS = {'pytorch': 'LOCAL_RANK', 'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
+LASTING = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}  # of a training that a signal ended
 
 
@@ -27,6 +47,8 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapped() -> None:
         _log_on_without_a_reader()
+        if _place(LOCAL_RANKS):  # all have the same arguments: the first says what is wrong with them
+            argparse.ArgumentParser._print_message = lambda parser, message, file=None: None
         try:
             main()
             sys.stdout.flush()
@@ -43,14 +65,43 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
             with contextlib.suppress(BrokenPipeError):
                 mistake = type(error).__module__.startswith('beit_mm') or isinstance(error, OSError)
                 place = _write_traceback(traceback.format_exc(), mistake)
-                where = f'\n(the traceback is in {place})' if place else ''
+                where = f'{TRACEBACK}{place})' if place else ''
                 kind = '' if mistake else f'{type(error).__name__}: '
-                print(f'\nerror: {kind}{shown(error)}{where}', file=sys.stderr)
+                _tell(error, f'{kind}{shown(error)}{where}')
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(1)  # not sys.exit: data workers that wait for a batch would hold it up
 
     return wrapped
+
+
+def _place(variables: dict[str, str]) -> int:
+    """Of this process among the ranks of its run, or of its machine; 0 of one that is alone."""
+    launcher = re.search(r' --launcher[ =](\w+)', ' '.join(sys.argv))
+    return int(os.environ.get(variables.get(launcher[1], ''), 0)) if launcher else 0
+
+
+def _tell(error: Exception, text: str) -> None:
+    """Say what ended this process: of several ranks to what started them, if that listens, so that it is said once.
+
+    Else the first rank says it, and the others only if nothing has ended them a moment later: then it is their own.
+    """
+    is_consequence = getattr(error, 'of_another_rank', False)
+    if os.environ.get(LAUNCHER) == str(os.getppid()) and (place := os.environ.get('TORCHELASTIC_ERROR_FILE')):
+        user = type(error).__module__.startswith('beit_mm') and isinstance(error, ValueError)
+        lasting = user or (isinstance(error, OSError) and error.errno in LASTING)
+        told = dict(message=text, timestamp=int(time.time()), consequence=is_consequence, lasting=lasting)
+        with contextlib.suppress(OSError):
+            with open(f'{place}.part', 'w') as file:
+                json.dump(told, file)
+            os.replace(f'{place}.part', place)
+            return
+    rank = _place(RANKS)
+    if rank or is_consequence:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(PATIENCE)
+    whose = f'rank {rank}: ' if rank and not text.startswith('rank ') else ''
+    print(f'\nerror: {whose}{text}', file=sys.stderr)
 
 
 def shown(error: Exception) -> str:

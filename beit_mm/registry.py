@@ -25,3 +25,4 @@ OPTIM_WRAPPERS = root.Registry(
 )
 RUNNERS = root.Registry('runner', parent=root.RUNNERS, scope='beit_mm', locations=['beit_mm.engine'])
 LOOPS = root.Registry('loop', parent=root.LOOPS, scope='beit_mm', locations=['beit_mm.engine'])
+STRATEGIES = root.Registry('strategy', parent=root.STRATEGIES, scope='beit_mm', locations=['beit_mm.engine'])

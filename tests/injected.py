@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import random
 import signal as signals
+import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +21,11 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS
 from mmengine.runner import Runner
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.tensor import DTensor
 
 from beit_mm.checkpoints.files import _Counted
+from beit_mm.data.failures import DataError
 
 
 @HOOKS.register_module(force=True)
@@ -171,7 +176,10 @@ class SignalRankAt(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if runner.iter + 1 == self.step and runner.rank == self.rank and not self.once.exists():
             self.once.touch()
-            os.kill(os.getppid() if self.parent else os.getpid(), self.signal)
+            parent = os.getppid()
+            os.kill(parent if self.parent else os.getpid(), self.signal)
+            while self.parent and self.signal == signals.SIGKILL and os.getppid() == parent:
+                time.sleep(0.01)
 
 
 @HOOKS.register_module(force=True)
@@ -244,15 +252,19 @@ class WeightsOfRank(Hook):
         self.folder = Path(folder)
 
     def before_train(self, runner: Runner) -> None:
-        if runner.rank == 0:
-            self._write(runner, 'start')
+        self._write(runner, 'start' if runner.rank == 0 else '')
 
     def after_train(self, runner: Runner) -> None:
         self._write(runner, f'rank{runner.rank}')
 
     def _write(self, runner: Runner, name: str) -> None:
         model = runner.model.module if hasattr(runner.model, 'module') else runner.model
-        torch.save(model.state_dict(), self.folder / f'{name}.pt')
+        weights = {
+            key: value.full_tensor() if isinstance(value, DTensor) else value
+            for key, value in model.state_dict().items()
+        }
+        if name:
+            torch.save(weights, self.folder / f'{name}.pt')
 
 
 @HOOKS.register_module(force=True)
@@ -273,12 +285,14 @@ class Killed:
     those called `name` (write, fsync, replace, unlink); a write is half done. calls: what was done. A context manager.
     """
 
+    things = ((os, 'fsync'), (os, 'replace'), (os, 'unlink'), (_Counted, 'write'))
+
     def __init__(self, number: int | None = None, name: str | None = None) -> None:
         self.number, self.name, self.calls = number, name, []
         self.patched = []
 
     def __enter__(self) -> 'Killed':
-        for owner, name in ((os, 'fsync'), (os, 'replace'), (os, 'unlink'), (_Counted, 'write')):
+        for owner, name in self.things:
             self.patched.append((owner, name, getattr(owner, name)))
             setattr(owner, name, self._counted(name, getattr(owner, name)))
         return self
@@ -364,3 +378,124 @@ class PutsTextBack(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta']['config'] = self.text
+
+
+@HOOKS.register_module(force=True)
+class SpoilShard(Hook):
+    """After a step, one number that a rank holds of a sharded parameter is NaN."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step, self.rank = step, rank
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if runner.iter + 1 == self.step and runner.rank == self.rank:
+            shards = (parameter.detach().to_local() for parameter in runner.model.parameters())
+            next(shard for shard in shards if shard.numel()).view(-1)[0] = math.nan
+
+
+@HOOKS.register_module(force=True)
+class RunAt(Hook):
+    """The first rank runs a shell command when a step has been computed; once, whatever restarts."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, step: int, command: str, once: str) -> None:
+        self.step, self.command, self.once = step, command, Path(once)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if runner.iter + 1 == self.step and runner.rank == 0 and not self.once.exists():
+            self.once.touch()
+            subprocess.run(self.command, shell=True, check=True)
+
+
+@HOOKS.register_module(force=True)
+class RemoveAt(Hook):
+    """Renames a file, or cuts it off behind so many bytes, before a step: a shard that is lost. On the first rank."""
+
+    def __init__(self, step: int, file: str, keep: int | None = None) -> None:
+        self.step, self.file, self.keep = step, Path(file), keep
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        if runner.iter + 1 == self.step and runner.rank == 0 and self.file.exists():
+            if self.keep is None:
+                self.file.rename(self.file.with_suffix('.lost'))
+            else:
+                os.truncate(self.file, self.keep)
+
+
+@HOOKS.register_module(force=True)
+class OnRank(Hook):
+    """Another fault of this file, on one rank alone; with `once`, a file that it makes, not when ranks start again."""
+
+    def __init__(self, rank: int, fault: dict, once: str | None = None) -> None:
+        self.rank, self.fault, self.once = rank, fault, once and Path(once)
+
+    def before_run(self, runner: Runner) -> None:
+        if runner.rank == self.rank and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
+            self.rank = None  # the list of hooks that this is called from grows: it is called again
+            runner.register_hook(HOOKS.build(self.fault))
+
+
+@HOOKS.register_module(force=True)
+class RaiseAt(Hook):
+    """An unreadable image, before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        if runner.iter + 1 == self.step:
+            raise DataError('images/7.png: cannot be read as an image')
+
+
+@HOOKS.register_module(force=True)
+class ImagesSeen(Hook):
+    """A line of JSON for each step of a rank in folder/seen_RANKS_RANK: the number of the step, and what its images sum
+    up to."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        seen = [digest(image) for image in data_batch['inputs']]
+        with (self.folder / f'seen_{runner.world_size}_{runner.rank}').open('a') as file:
+            file.write(json.dumps([runner.iter + 1, seen]) + '\n')
+
+
+@HOOKS.register_module(force=True)
+class SignalInTest(Hook):
+    """Sends a signal to the process that started this one, torchrun, and goes on only when that has ended this one."""
+
+    def __init__(self, signal: str) -> None:
+        self.signal = getattr(signals, signal)
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if runner.rank == 0:
+            os.kill(os.getppid(), self.signal)
+        time.sleep(60)
+
+
+@HOOKS.register_module(force=True)
+class CountReductions(Hook):
+    """Counts how often DDP's gradients are reduced, bucket by bucket: folder/reductions_RANK.txt has a line a step, of
+    (buckets, gradients in them)."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def before_train(self, runner: Runner) -> None:
+        self.buckets = []
+        runner.model.register_comm_hook(None, self._counted)
+
+    def _counted(self, state, bucket):
+        self.buckets.append(len(bucket.gradients()))
+        return allreduce_hook(None, bucket)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        with (self.folder / f'reductions_{runner.rank}.txt').open('a') as file:
+            file.write(f'{len(self.buckets)} {sum(self.buckets)}\n')
+        self.buckets.clear()

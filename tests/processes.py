@@ -106,6 +106,17 @@ def door_started(*args, **env) -> Iterator[RunningDoor]:
             process.join()
 
 
+def alive_in_session(leader: int) -> list[int]:
+    """Processes of the session that a door had for itself: its data workers, and it."""
+    found = []
+    for folder in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            state, _, _, session = (folder / 'stat').read_text().rsplit(')', 1)[1].split()[:4]
+            if int(session) == leader and state != 'Z':
+                found.append(int(folder.name))
+    return found
+
+
 def _run_door(args: list[str], files: list[str], env: dict[str, str]) -> None:
     os.setsid()
     for number, file in enumerate(files, start=1):

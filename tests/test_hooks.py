@@ -1,6 +1,8 @@
 """engine/hooks.py: dead codes are reported and revived; an averaged tokenizer is what a pre-training loads."""
 
 import logging
+import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,7 @@ from test_dvae import SMALL, views
 from beit_mm.checkpoints.load import read
 from beit_mm.data.preprocess import MIMDataPreprocessor
 from beit_mm.engine.configs import load_config
-from beit_mm.engine.hooks import DeadCodesHook
+from beit_mm.engine.hooks import DeadCodesHook, ProgressHook
 from beit_mm.engine.launch import prepare, run
 from beit_mm.models import DiscreteVAE, KMeansTokenizer, TokenTarget
 from beit_mm.ops.pixels import unmap_pixels
@@ -128,3 +130,22 @@ def test_an_averaged_tokenizer_is_what_is_saved_and_loaded(tmp_path):
     resumed = load_config(TOKENIZER, {**TINY, 'train_cfg.max_iters': 5})
     resumed.custom_hooks = config.custom_hooks
     assert run(resumed, work_dir=str(tmp_path), resume='auto', seed=0).iter == 5
+
+
+def test_a_terminal_gets_a_bar_without_torchs_warning(monkeypatch, capsys):
+    """Open MPI gives its first process a terminal, whatever its own output goes to: no bar there."""
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    runner = SimpleNamespace(logger=logging.getLogger('bar'), max_iters=3, iter=0, experiment_name='name')
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(action='error'):
+            hook = ProgressHook()
+            hook.before_train(runner)
+            hook.after_train_iter(runner, 0, outputs=dict(loss=torch.tensor(1.25, requires_grad=True)))
+            assert hook.bar.tasks[0].fields['scalars'] == 'loss 1.250'
+            hook.close()
+    finally:
+        torch.set_warn_always(False)
+    monkeypatch.setenv('OMPI_COMM_WORLD_RANK', '0')
+    hook.before_train(runner)
+    assert hook.bar is None

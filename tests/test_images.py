@@ -142,6 +142,30 @@ def test_mistakes_in_folders_are_named(folders):
         ImageList(pipeline=[])
 
 
+@pytest.mark.parametrize('with_label', [True, False])
+def test_a_list_takes_its_paths_and_8_bytes_a_label(tmp_path, with_label):
+    """14 million dicts, or their pickles, are gigabytes on each rank."""
+    names = [f'n{i % 10:08d}/ü{i}.JPEG' for i in range(100)]
+    (tmp_path / 'l.txt').write_text('\r\n'.join(f'{name} {i % 10}' for i, name in enumerate(names)))
+    options = dict(data_root=str(tmp_path), ann_file='l.txt', with_label=with_label, pipeline=[])
+    data = ImageList(**options)
+    assert data.data_bytes.nbytes == sum(len(name.encode()) + 8 * with_label for name in names)
+    assert data.data_list == []
+    infos = [dict(img_path=f'{tmp_path}/{name}', sample_idx=i) for i, name in enumerate(names)]
+    if with_label:
+        infos = [dict(info, gt_label=i % 10) for i, info in enumerate(infos)]
+    assert [data.get_data_info(i) for i in range(100)] == infos
+    assert data.get_data_info(-1) == infos[99]
+    assert [ImageList(serialize_data=False, **options).get_data_info(i) for i in range(100)] == infos
+    for indices, chosen in ((7, range(7)), (-3, range(97, 100)), ([5, 50, 2], [5, 50, 2])):
+        for part in (ImageList(indices=indices, **options), data.get_subset(indices)):
+            assert [part.get_data_info(i) for i in range(len(part))] == [
+                dict(infos[j], sample_idx=i) for i, j in enumerate(chosen)
+            ]
+    with pytest.raises(IndexError):
+        data.get_data_info(100)
+
+
 def test_a_long_list_takes_time_in_proportion(tmp_path):
     seconds = []
     for count in (10_000, 80_000):

@@ -26,6 +26,8 @@ def test_what_a_page_names_exists(page):
         assert list(ROOT.glob(path)), path
     for tool, rest in re.findall(r'python (tools/\w+\.py)((?:.*\n +(?=[\[-]))*.*)', PAGES[page]):
         text = (ROOT / tool).read_text()
+        for module in re.findall(r"light\('([\w/]+)'\)", text):  # where it has some of its arguments
+            text += (ROOT / f'beit_mm/{module}.py').read_text()
         for flag in re.findall(r'--[a-z-]+', rest.split(' # ')[0]):
             assert f"'{flag}'" in text, (tool, flag)
     with DefaultScope.overwrite_default_scope('mmpretrain'):

@@ -356,7 +356,7 @@ def test_all_ranks_fail_when_the_first_cannot_save(tmp_path):
         '0-False': 'fine',
         '1-False': 'fine',
         '0-True': 'OSError: [Errno 9] Bad file descriptor',
-        '1-True': 'CheckpointError: not saved; the first rank says why',
+        '1-True': 'RankError: not saved; the first rank says why',
     }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from faults import config_file
-from processes import RunningDoor, door_started
-from ranks import dist_train, ranks_started
+from processes import RunningDoor, alive_in_session, door_started
+from ranks import agent_started, ranks_started
 from tiny import CLASSIFY
 
 from beit_mm.checkpoints.load import read
@@ -31,17 +31,6 @@ def train(folder: Path, *hooks: dict, args=(), **options) -> contextlib.Abstract
 
 def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / 'w').glob('*.pth'))
-
-
-def alive_in_session(leader: int) -> list[int]:
-    """Processes of the session that a door had for itself: its data workers, and it."""
-    found = []
-    for folder in Path('/proc').glob('[0-9]*'):
-        with contextlib.suppress(OSError):
-            state, _, _, session = (folder / 'stat').read_text().rsplit(')', 1)[1].split()[:4]
-            if int(session) == leader and state != 'Z':
-                found.append(int(folder.name))
-    return found
 
 
 def ended_within(leader: int, seconds: float) -> bool:
@@ -173,12 +162,12 @@ def test_a15_a16_under_torchrun(tmp_path, name, code):
     config = config_file(
         tmp_path, CLASSIFY, fault, **{**SHORT, 'train_cfg.max_iters': 100_000, 'train_dataloader.num_workers': 1}
     )
-    code_now, _, err = dist_train(config, 2, '--work-dir', tmp_path / 'w')
-    assert code_now == code, err
-    assert f'{name}: the ranks were asked to end, and have ended; exit code {code}' in err
-    assert 'Sending process' not in err
-    assert 'death signal' not in err
-    assert 'Traceback' not in err
+    with agent_started('tools/dist_train.sh', config, 2, '--work-dir', tmp_path / 'w') as agent:
+        assert agent.wait(100) == code, agent.stderr()
+        assert agent.alive() == []
+        says = f'{name}: the ranks were asked to end, and have ended; exit code {code}\n'
+        assert agent.stderr().splitlines()[-1] == says.strip()
+        assert len(agent.stderr().splitlines()) == 2
     (saved,) = checkpoints(tmp_path)  # torchrun looks for signals every 0.1 s
     assert 3 <= read(tmp_path / 'w' / saved)['meta']['iter'] == int(saved[5:-4])
 

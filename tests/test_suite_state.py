@@ -20,7 +20,7 @@ from beit_mm.benchmark.jobs import (
     sweep,
     to_run_anew,
 )  # fmt: skip
-from beit_mm.benchmark.state import acquire, finished, holder, progress, settings_of, states, write_json
+from beit_mm.benchmark.state import acquire, finished, holder, progress, settings_of, states, weights_left, write_json
 from beit_mm.benchmark.suite import plan
 from beit_mm.engine.configs import ConfigError
 
@@ -99,6 +99,18 @@ def test_what_was_cut_off_says_from_where_it_goes_on(stages):
     for step in (2, 10, 9):
         (work / f'iter_{step}.pth').write_text('')
     assert states(stages)[stages[0]].text == 'was cut off; goes on from iter_10.pth'
+    (work / 'iter_11.dcp').mkdir()
+    assert states(stages)[stages[0]].text == 'was cut off; goes on from iter_11.dcp'
+
+
+def test_weights_may_be_a_folder_of_several_ranks(stages):
+    finish(stages[0])
+    done = stages[0].work_dir / 'done.json'
+    write_json(done, {**json.loads(done.read_text()), 'checkpoint': 'iter_2.dcp'})
+    assert weights_left(stages[0]) is None
+    (stages[0].work_dir / 'iter_2.dcp').mkdir()
+    assert weights_left(stages[0]) == stages[0].work_dir / 'iter_2.dcp'
+    assert [state.text for state in states(stages).values()][1] == 'ready'
 
 
 @pytest.mark.parametrize('half', ['done', 'record', 'no record', 'old'])

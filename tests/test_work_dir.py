@@ -127,6 +127,8 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     for folder in (tmp_path / 'w', tmp_path / 'o' / 'w'):
         folder.mkdir(parents=True)
         (folder / '.iter_8.pth.999999999.tmp').touch()
+        (folder / '.iter_8.dcp.999999999.tmp').mkdir()
+        (folder / '.iter_8.dcp.999999999.tmp/rest-a.pth').touch()
         (folder / f'.iter_8.pth.{os.getppid()}.tmp').touch()
     remove_leftovers(config(tmp_path / 'w', out_dir=str(tmp_path / 'o')))
     assert [path.name for path in tmp_path.rglob('*.tmp')] == [f'.iter_8.pth.{os.getppid()}.tmp'] * 2

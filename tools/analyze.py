@@ -33,6 +33,7 @@ def main() -> None:
     schedule = commands.add_parser('schedule', help='learning rate, weight decay, momentum of every layer; no data')
     schedule.add_argument('--images', type=int, metavar='N', help='of the training data, where they are not here')
     schedule.add_argument('--ranks', type=int, metavar='N', help='processes (default: as auto_scale_lr implies)')
+    schedule.add_argument('--accumulate', type=int, metavar='K', help='as in tools/train.py')
     for command in (confusion, flops, browse, schedule):
         command.add_argument('config', help='path of a config file')
     confusion.add_argument('checkpoint', help='weights to test; every key must fit')

@@ -1,11 +1,11 @@
-"""Write the embedded data as files, check a data set, or compute visual tokens before training (--help says how)."""
+"""Write the embedded data as files, check a data set, pack images into tar shards, or compute visual tokens."""
 
 import argparse
 import sys
 
 from _door import door, light
 
-LAYOUTS = light('data/layouts')
+LAYOUTS, OPTIONS = light('data/layouts'), light('data/prepare_options')
 
 
 @door
@@ -29,18 +29,16 @@ def main() -> None:
     checker.add_argument('--sample', type=int, metavar='N', help='decode N images of each part (default: all)')
     checker.add_argument('--jobs', type=int, default=4, metavar='N', help='processes that decode (default 4)')
     checker.add_argument('--partial', action='store_true', help='a part of the data set: counts are not required')
-    tokens = commands.add_parser('tokens', help='compute the visual tokens of a pre-training config (docs/tokens.md)')
-    tokens.add_argument('config', metavar='CONFIG')
-    tokens.add_argument('--views', type=int, metavar='K', help="of each image (default: the config's)")
-    tokens.add_argument('--out', metavar='DIR', help="the cache's folder (default: the config's)")
-    tokens.add_argument('--checkpoint', metavar='FILE', help="the tokenizer's weights (default: the config's)")
-    tokens.add_argument('--jobs', type=int, default=4, metavar='N', help='processes that make views (default 4)')
-    tokens.add_argument('--device', help='where the tokenizer runs (default: CUDA, if there is one)')
-    tokens.add_argument('--seed', type=int, help="that views are drawn for (default: the config's)")
+    OPTIONS.of_shards(commands.add_parser('shards', help='pack images into tar shards, or index tars (docs/shards.md)'))
+    OPTIONS.of_tokens(
+        commands.add_parser('tokens', help='compute the tokens of a pre-training config (docs/tokens.md)')
+    )
     args = parser.parse_args()
-    from beit_mm.data import export, verify
+    from beit_mm.data import export, shard_writer, verify
     from beit_mm.engine import configs, data_check, token_maker
 
+    if args.command == 'shards':
+        return print(shard_writer.run(args))
     if args.command == 'tokens':
         wishes = (args.views, args.out, args.checkpoint, args.jobs, args.device, args.seed)
         return print(token_maker.make(configs.load_config(args.config), *wishes))

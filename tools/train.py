@@ -23,13 +23,16 @@ def main() -> None:
     parser.add_argument('--compile', action='store_true', help='torch.compile the backbone; eager where it fails')
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch in use')
+    parser.add_argument('--accumulate', type=int, metavar='K', help='K batches make a step: as on K times more GPUs')
     parser.add_argument('--seed', type=int, help="overrides the config's randomness.seed")
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config')
     parser.add_argument('--partial-load', action='store_true', help='--load-from: what does not fit keeps its start')
     parser.add_argument('--trust-checkpoint', action='store_true', help='it holds Python objects: let it run code')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+    parser.add_argument('--strategy', choices=('ddp', 'fsdp2'), help='of several ranks: copies, or a sharded model')
+    launchers = ('none', 'pytorch', 'slurm', 'mpi')
+    parser.add_argument('--launcher', choices=launchers, default='none', help='what started the ranks')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    options = vars(parser.parse_args())
     from beit_mm.engine.configs import load_config, parse_overrides
     from beit_mm.engine.launch import run
     from beit_mm.engine.memory import keep_freed_memory
@@ -37,21 +40,9 @@ def main() -> None:
 
     keep_freed_memory()
     end_with_launcher()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    run(
-        load_config(args.config, parse_overrides(args.cfg_options)),
-        work_dir=args.work_dir,
-        resume=args.resume,
-        load_from=args.load_from,
-        amp=args.amp,
-        compiled=args.compile,
-        no_validate=args.no_validate,
-        auto_scale_lr=args.auto_scale_lr,
-        launcher=args.launcher,
-        seed=args.seed,
-        partial_load=args.partial_load,
-        trust_checkpoint=args.trust_checkpoint,
-    )
+    os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank')))
+    config = load_config(options.pop('config'), parse_overrides(options.pop('cfg_options')))
+    run(config, compiled=options.pop('compile'), **options)
 
 
 if __name__ == '__main__':

@@ -200,7 +200,7 @@ def batch_note(stage: Stage) -> str:
         return ''
     return (
         f'{stage.name}: {stage.gpus} x {each} x {times} images a step (devices, batch, accumulated), and the recipe is '
-        f'for {wanted}: gpus= or optim_wrapper.accumulative_counts in the suite'
+        f'for {wanted}: gpus=, or train_dataloader.batch_size in optim_wrapper.micro_batches parts, in the suite'
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.convert import few, stripped
+from ..checkpoints.files import bytes_of
 from ..checkpoints.load import CheckpointError, read, sha256, state_dict_of, write, write_safetensors
 from ..engine.checkpointing import STAMP, plain
 from ..engine.launch import check_writable
@@ -135,7 +136,7 @@ def publish(
     lacking = [what for what, there in told.items() if not there]
     if lacking:
         said.append(f'{path} does not say, and so what is published does not: {", ".join(lacking)}')
-    before, after = path.stat().st_size, final.stat().st_size
+    before, after = bytes_of(path), final.stat().st_size
     said.append(f'{len(weights)} weights, {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB')
     return final, said
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ..checkpoints.files import into_place
 from ..checkpoints.load import sha256
+from ..checkpoints.store import TRAINING, training_checkpoints
 from ..engine import locking
 from ..engine.locking import Lock, who
 from .suite import Stage, digest, weights_of
@@ -82,7 +83,7 @@ def holder(stage: Stage) -> dict | None:
 def settings_of(stage: Stage) -> dict:
     """All that decides what comes out of a stage, to be kept beside it: files and earlier stages by their sha256."""
     starts = {parent.name: (finished(parent) or {}).get('sha256') for parent in stage.parents}
-    files = {path: _fingerprint(Path(path)) for path in weights_of(stage) if Path(path).is_file()}
+    files = {path: _fingerprint(Path(path)) for path in weights_of(stage) if Path(path).exists()}
     return dict(
         config=stage.config,
         options=stage.options,
@@ -108,7 +109,7 @@ def differences(stage: Stage, before: dict) -> list[str]:
             said.append(f'{name}, which it started from, has been run again since')
     for path, was in tables.get('files', {}).items():
         file = Path(path)
-        if path in weights_of(stage) and file.is_file() and isinstance(was, dict):
+        if path in weights_of(stage) and file.exists() and isinstance(was, dict):
             status = file.stat()
             touched = (status.st_size, status.st_mtime_ns) != (was.get('size'), was.get('mtime_ns'))
             if touched and sha256(file) != was.get('sha256'):
@@ -152,14 +153,14 @@ def weights_left(stage: Stage) -> Path | None:
     """The checkpoint of a finished stage, if it is still there."""
     done = finished(stage)
     path = stage.work_dir / done['checkpoint'] if done else None
-    return path if path and path.is_file() else None
+    return path if path and path.exists() else None
 
 
 def stale(stage: Stage) -> list[str]:
     """Why what there is of a stage is not what the suite asks for now; empty where it is, or there is nothing."""
     done = finished(stage)
     before = done['settings'] if done else read_json(stage.work_dir / 'stage.json')
-    if not before or not (done or any(stage.work_dir.glob('*_*.pth'))):
+    if not before or not (done or training_checkpoints(stage.work_dir)):
         return []
     return differences(stage, before)
 
@@ -212,8 +213,8 @@ def _cut_off(stage: Stage) -> list[str]:
         return ['done.json or its record is damaged; done again']
     if not (stage.work_dir / 'stage.json').is_file():
         return []
-    steps = [re.fullmatch(r'(iter|epoch)_(\d+)\.pth', path.name) for path in stage.work_dir.glob('*_*.pth')]
-    newest = max((step for step in steps if step), key=lambda step: int(step[2]), default=None)
+    steps = [TRAINING.fullmatch(path.name) for path in stage.work_dir.iterdir()]
+    newest = max((step for step in steps if step), key=lambda step: int(step[1]), default=None)
     return [f'was cut off; goes on from {newest[0]}' if newest else 'was cut off before its first checkpoint']
 
 

@@ -323,7 +323,7 @@ def missing(stages: Iterable[Stage]) -> dict[str, tuple[str, list[Stage]]]:
     found: dict[str, tuple[str, list[Stage]]] = {}
     for stage in stages:
         for path in weights_of(stage):
-            if not Path(path).is_file():
+            if not Path(path).exists():
                 way = made_by(path).removeprefix('. ') or 'docs/checkpoints.md says whose files are understood'
                 found.setdefault(path, (way, []))[1].append(stage)
         for path in _folders_of(stage):

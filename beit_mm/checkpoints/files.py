@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from typing import IO, NamedTuple
 
 BLOCK = 1 << 20
 TEMPORARY = re.compile(r'\..+\.(\d+)\.tmp')  # the process that writes it
+FOLDER = '.dcp'  # how the name of a checkpoint that is a folder ends (sharded.py)
+LISTING = 'files.json'  # in such a folder: the files that it is made of; what else lies there does not belong to it
 
 
 class Written(NamedTuple):
@@ -26,11 +29,13 @@ class Written(NamedTuple):
 
 
 class _Counted(io.RawIOBase):
-    """Writes to a file in sequence, and knows the CRC and the length of what it was given."""
+    """Writes to a file in sequence, and knows the CRC and the length of what it was given. written: what the file was
+    found to hold, at the end."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.crc, self.length = file, 0, 0
         self.failed: OSError | None = None
+        self.written: Written | None = None
 
     def writable(self) -> bool:
         return True
@@ -43,6 +48,9 @@ class _Counted(io.RawIOBase):
             raise
         self.crc, self.length = zlib.crc32(data, self.crc), self.length + memoryview(data).nbytes
         return memoryview(data).nbytes
+
+    def tell(self) -> int:
+        return self.length
 
 
 class _Reader(threading.Thread):
@@ -79,6 +87,28 @@ def _crc_of(path: Path) -> tuple[int, int]:
     return crc, length
 
 
+@contextlib.contextmanager
+def verified(path: Path, name: Path | None = None) -> Iterator[_Counted]:
+    """A stream to a new file, to be written in sequence; when it ends, its content is on the disk and found to be what
+    was written. name: of the file in messages. Raises OSError."""
+    with open(path, 'wb') as file:
+        counted, reader = _Counted(file), _Reader(path)
+        reader.start()
+        try:
+            yield counted
+            file.flush()
+            os.fsync(file.fileno())
+        except RuntimeError:  # torch's, about what the failed write left unfinished
+            if counted.failed:
+                raise counted.failed from None
+            raise
+        finally:
+            reader.finish()
+    if not (reader.crc, reader.length) == (counted.crc, counted.length) == _crc_of(path):
+        raise OSError(f'{name or path}: what was written does not read back as it was; is the disk failing?')
+    counted.written = Written(reader.digest.hexdigest(), reader.length)
+
+
 def into_place(
     path: Path, put: Callable[[IO[bytes]], object], ready: Callable[[Written], object] = lambda written: None
 ) -> Written:
@@ -87,30 +117,38 @@ def into_place(
     put: writes the content, in sequence. ready: is called when the content is on the disk and found to be what was
     written, just before it gets its name. Raises OSError; the file that had the name before is then as it was.
     """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = temporary_of(path)
     try:
-        with open(temporary, 'wb') as file:
-            counted, reader = _Counted(file), _Reader(temporary)
-            reader.start()
-            try:
-                put(counted)
-                file.flush()
-                os.fsync(file.fileno())
-            except RuntimeError:  # torch's, about what the failed write left unfinished
-                if counted.failed:
-                    raise counted.failed from None
-                raise
-            finally:
-                reader.finish()
-        if not (reader.crc, reader.length) == (counted.crc, counted.length) == _crc_of(temporary):
-            raise OSError(f'{path}: what was written does not read back as it was; is the disk failing?')
-        written = Written(reader.digest.hexdigest(), reader.length)
-        ready(written)
+        with verified(temporary, path) as file:
+            put(file)
+        ready(file.written)
         os.replace(temporary, path)
         sync_folder(path.parent)
-        return written
+        return file.written
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path, what: str = '') -> Path:
+    """The name beside it that this process writes to; what: the use, if there are several."""
+    return path.with_name(f'.{path.name}{what}.{os.getpid()}.tmp')
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder so that half of it is never under its name. What is gone already is no error."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    if not TEMPORARY.fullmatch(path.name):
+        gone = temporary_of(path, '.gone')
+        shutil.rmtree(gone, ignore_errors=True)
+        path = path.rename(gone)
+    shutil.rmtree(path)
+
+
+def bytes_of(path: Path) -> int:
+    """Of a file, or of the files in a folder."""
+    return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
 
 
 def sync_folder(folder: Path) -> None:
@@ -124,7 +162,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Temporary files of processes that are gone, or of this one, which is about to start writing."""
+    """What processes that are gone, or this one, which is about to start writing, have left half written or deleted: to
+    be removed."""
     for path in sorted(folder.glob('.*.tmp')):
         found = TEMPORARY.fullmatch(path.name)
         if found and (int(found[1]) == os.getpid() or not alive(int(found[1]))):

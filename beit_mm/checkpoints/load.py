@@ -23,7 +23,7 @@ from ..compat import CONFIG_ROOT
 from .arrays import STAND_INS
 from .convert import ConversionReport, convert_state_dict
 from .errors import CheckpointError
-from .files import into_place
+from .files import FOLDER, LISTING, into_place
 from .foreign import read_flax, read_paddle
 from .limits import check_records, check_tensors
 
@@ -163,10 +163,12 @@ def made_by(checkpoint: str | os.PathLike) -> str:
 
 
 def read(filename: str | os.PathLike, map_location=None, lazy: bool = False) -> dict:
-    """Read a .pth, .safetensors or .pdparams file, or address, with `weights_only=True`, whatever the environment says.
+    """Read a .pth, .safetensors or .pdparams file, or address, with `weights_only=True`, whatever the environment says;
+    or the folder of a sharded training, .dcp, as one file would have it.
 
     OpenAI's encoder.pkl and decoder.pkl are whole modules: their parameters are read, their classes are not needed.
-    lazy: of a .pth, tensors are read from the disk when they are looked at; on a CPU.
+    lazy: of a .pth, tensors are read from the disk when they are looked at; on a CPU. Of a folder, those that were
+    sharded have no data.
     Raises CheckpointError, naming the file, when it is missing, damaged, a web page, or holds code and is not trusted.
     """
     content = content_of(filename, map_location, lazy)
@@ -178,9 +180,17 @@ def read(filename: str | os.PathLike, map_location=None, lazy: bool = False) -> 
 def content_of(filename: str | os.PathLike, map_location=None, lazy: bool = False):
     """What `read` reads, be it a dict or not."""
     path = local_file(filename)
+    if path.is_dir():
+        from .sharded import read_whole  # which reads a part of it by this
+
+        return read_whole(path, map_location, lazy)
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
-        hint = f'; that folder has {", ".join(near)}' if near else ''
+        near = (
+            sorted(p.name for p in path.parent.glob('*') if p.suffix in ('.pth', FOLDER))
+            if path.parent.is_dir()
+            else []
+        )
+        hint = f'; that folder has {", ".join(near[:5])}' if near else ''
         raise CheckpointError(f'{path}: there is no such checkpoint{hint}{made_by(path)}')
     if said := not_weights(path):
         raise CheckpointError(f'{path}: {said}')
@@ -325,9 +335,9 @@ def preprocessing_in(checkpoint: dict) -> dict:
 
 
 def sha256(filename: str | os.PathLike) -> str:
-    """Hex digest of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with open(local_file(filename), 'rb') as file:
+    """Hex digest of a file, read in blocks; of a folder, that of the listing of its files and their digests."""
+    digest, path = hashlib.sha256(), local_file(filename)
+    with open(path / LISTING if path.is_dir() else path, 'rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

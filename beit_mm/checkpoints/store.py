@@ -5,7 +5,8 @@
 
 A file is whole if its digest is in the manifest; of one that no manifest knows, the checksums inside must be right.
 Both are replaced whole, and the manifest knows a digest before a file has its name: killed at any moment, what has a
-checkpoint's name is whole and known.
+checkpoint's name is whole and known. A checkpoint of several ranks is a folder (sharded.py), for which all of this
+holds too: its digest is that of its listing, which has those of its files.
 """
 
 import contextlib
@@ -18,27 +19,32 @@ import logging
 import os
 import re
 import shutil
+import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from torch.distributed.tensor import DTensor
 
 from .errors import CheckpointError
-from .files import Written, into_place
-from .load import of_beit_mm, read, sha256
+from .files import FOLDER, Written, into_place, temporary_of
+from .load import of_beit_mm, read, sha256, write
+from .sharded import check_digests, on_all_ranks, put_in_place, write_sharded
 
 MANIFEST, POINTER = 'checkpoints.json', 'last_checkpoint'
-TRAINING = re.compile(r'(?:iter|epoch)_(\d+)\.pth')
+SUFFIXES = ('.pth', FOLDER)
+TRAINING = re.compile(r'(?:iter|epoch)_(\d+)\.(?:pth|dcp)')
 RESUMABLE = {'state_dict', 'optimizer', 'message_hub', 'meta'}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Entry(NamedTuple):
-    """A file of the manifest. step: iterations. resumable: a run can go on from it. abandoned: its run went on from an
-    earlier step instead, as it was asked to."""
+    """A checkpoint of the manifest. bytes: of all its files. step: iterations. resumable: a run can go on from it.
+    abandoned: its run went on from an earlier step instead, as it was asked to."""
 
     name: str
     sha256: str
@@ -92,7 +98,7 @@ def abandon(folder: Path, run: str, step: int) -> list[str]:
     """A run goes on from `step`: what it had written beyond is no candidate any more. Returns the names of these."""
     listed = entries(folder)
     gone = {e.name for e in listed if e.run == run and e.step > step and e.resumable and not e.abandoned}
-    gone = sorted(name for name in gone if (folder / name).is_file())
+    gone = sorted(name for name in gone if (folder / name).exists())
     if gone:
         _list(folder, [e._replace(abandoned=e.abandoned or e.name in gone) for e in listed])
     return gone
@@ -105,21 +111,81 @@ def save(checkpoint: dict, filename: str | os.PathLike) -> None:
     """Write a checkpoint of a run and list it. Raises CheckpointError where the disk does not take it; older ones, also
     one of the same name, are then as they were."""
     path = Path(filename)
-    before = [e for e in entries(path.parent) if e.name == path.name or (path.parent / e.name).is_file()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _listed(path, checkpoint) as announce:
+            into_place(path, lambda file: torch.save(checkpoint, file), announce)
+    except OSError as error:
+        raise CheckpointError(_not_saved(path, checkpoint, error)) from error
+
+
+def save_sharded(checkpoint: dict, filename: str | os.PathLike) -> None:
+    """The same of one with DTensors, as a folder `filename`, .dcp: all ranks together, each its part.
+
+    checkpoint: of the same structure on all ranks; what is no DTensor is the first rank's. All raise what one raises.
+    """
+    path, begun = Path(filename), []
+    try:
+        on_all_ranks(lambda: begun.append(_begun(path)) if is_main_process() else None)
+        temporary, mark = on_all_ranks(lambda: begun[0] if begun else None)[0]
+        written = write_sharded(checkpoint, temporary, mark)
+
+        def finish() -> None:
+            with _listed(path, checkpoint) as announce:
+                put_in_place(temporary, path, lambda: announce(written))
+
+        on_all_ranks(lambda: finish() if is_main_process() else None)
+    except OSError as failed:
+        error = failed  # on all ranks, which say the same of a disk that others fill, too
+        said = on_all_ranks(lambda: _not_saved(path, checkpoint, error) if is_main_process() else None)[0]
+        raise CheckpointError(said) from error
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: not saved: {error}') from error
+    finally:
+        for temporary, _ in begun:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _begun(path: Path) -> tuple[Path, str]:
+    """A new folder beside that which is to be, and a mark that nothing else has."""
+    temporary = temporary_of(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary, uuid.uuid4().hex[:8]
+
+
+@contextlib.contextmanager
+def _listed(path: Path, checkpoint: dict) -> Iterator[Callable[[Written], None]]:
+    """What is to be called inside, with what the checkpoint holds, puts it into the manifest; one of the same name that
+    is there already is forgotten at the end."""
+    before = [e for e in entries(path.parent) if e.name == path.name or (path.parent / e.name).exists()]
     made: list[Entry] = []
 
     def announce(written: Written) -> None:
         made.append(_entry(path.name, written, checkpoint))
         _list(path.parent, before + made)
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        into_place(path, lambda file: torch.save(checkpoint, file), announce)
-    except OSError as error:
-        raise CheckpointError(_not_saved(path, checkpoint, error)) from error
+    yield announce
     if any(entry.name == path.name for entry in before):
         with contextlib.suppress(OSError):  # to know an old content too does no harm
             _list(path.parent, [entry for entry in before if entry.name != path.name] + made)
+
+
+def as_one_file(source: Path, destination: Path) -> str:
+    """Write a checkpoint, as a rule a folder of several ranks, as one file with all that it holds, from which a run can
+    go on. Returns a line about it. Raises CheckpointError if it is damaged, or the file is there already."""
+    if destination.suffix != '.pth':
+        raise CheckpointError(f'{destination}: a training checkpoint is written to a file that ends in .pth')
+    if destination.exists():
+        raise CheckpointError(f'{destination}: is there already; choose another name or remove it')
+    verify(source)
+    content = read(source, map_location='cpu')
+    if not set(content) >= RESUMABLE:
+        lacking = ', '.join(sorted(RESUMABLE - set(content)))
+        raise CheckpointError(f'{source}: is no training checkpoint: it has no {lacking}')
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    write(content, destination)
+    return f'{destination}: {_mb(destination.stat().st_size)}, all of {source}; a run goes on from it by --resume'
 
 
 def _entry(name: str, written: Written, checkpoint: dict) -> Entry:
@@ -151,11 +217,13 @@ def _mb(size: int) -> str:
 
 
 def size_of(value) -> int:
-    """Bytes of all tensors inside; shared storage counts once."""
+    """Bytes of all tensors inside, whole ones; shared storage counts once."""
     seen: dict[int, int] = {}
 
     def visit(value) -> None:
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, DTensor):
+            seen[id(value)] = value.numel() * value.element_size()
+        elif isinstance(value, torch.Tensor):
             seen[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
         elif isinstance(value, Mapping):
             for one in value.values():
@@ -194,8 +262,8 @@ def _pointed(work_dir: Path) -> str:
 
 
 class Candidate(NamedTuple):
-    """A file to go on from. digests: (sha256, bytes) that it may have; none if no manifest knows it. place: in the
-    manifest."""
+    """A checkpoint to go on from. digests: (sha256, bytes) that it may have; none if no manifest knows it. place: in
+    the manifest."""
 
     path: Path
     step: float
@@ -205,10 +273,14 @@ class Candidate(NamedTuple):
 
 
 def training_checkpoints(folder: Path) -> list[str]:
-    """Names of the files that a training in this folder wrote, whole or not, the best ones among them."""
+    """Names of the checkpoints that a training in this folder wrote, whole or not, the best ones among them."""
     known = {entry.name for entry in entries(folder)} | {Path(_pointed(folder)).name}
-    names = sorted(path.name for path in folder.glob('*.pth'))
+    names = [path.name for path in _named(folder)]
     return [name for name in names if name in known or TRAINING.fullmatch(re.sub('^best_.*_(?=iter|epoch)', '', name))]
+
+
+def _named(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob('[!.]*') if path.suffix in SUFFIXES)
 
 
 def newest_verified(folder: Path, run: str | None = None, quiet: bool = False) -> Path | None:
@@ -218,7 +290,7 @@ def newest_verified(folder: Path, run: str | None = None, quiet: bool = False) -
     is named in a warning, unless quiet. No more is read than the files down to the one that is found.
     """
     pointed = folder / Path(_pointed(folder)).name
-    if pointed.suffix == '.pth' and not pointed.exists() and not quiet:
+    if pointed.suffix in SUFFIXES and not pointed.exists() and not quiet:
         _warn(f'{pointed}: is gone, and {POINTER} names it; an older checkpoint is tried instead')
     for candidate in _candidates(folder, run):
         if not (said := _damage(candidate)):
@@ -232,7 +304,7 @@ def verify(path: Path) -> None:
     """Raise CheckpointError if a checkpoint is not as it was written; the newest whole one beside it is named. What is
     missing, or no file of torch's, is for its reader to refuse."""
     listed = tuple((entry.sha256, entry.bytes) for entry in entries(path.parent) if entry.name == path.name)
-    if not path.is_file() or not (listed or path.suffix == '.pth'):
+    if not path.exists() or not (listed or path.suffix in SUFFIXES):
         return
     if said := _damage(Candidate(path, 0, '', listed)):
         other = newest_verified(path.parent, quiet=True)
@@ -249,13 +321,13 @@ def _candidates(folder: Path, run: str | None = None) -> list[Candidate]:
     for place, entry in enumerate(listed):
         by_name.setdefault(entry.name, []).append(entry)
         newest.pop(entry.name, None)
-        if entry.resumable and not entry.abandoned and (folder / entry.name).is_file():
+        if entry.resumable and not entry.abandoned and (folder / entry.name).exists():
             reached[entry.run] = max(reached.get(entry.run, 0), entry.step)
             digests = tuple((known.sha256, known.bytes) for known in by_name[entry.name])
             newest[entry.name] = Candidate(folder / entry.name, reached[entry.run], entry.run, digests, place)
     found = list(newest.values())
     pointed = Path(_pointed(folder)).name  # where its name is of a template of the config's
-    others = [path for path in folder.glob('*.pth') if TRAINING.fullmatch(path.name) or path.name == pointed]
+    others = [path for path in _named(folder) if TRAINING.fullmatch(path.name) or path.name == pointed]
     others = [path for path in others if path.name not in by_name]
     found += filter(None, map(_unlisted, others))
     found.sort(key=lambda candidate: (candidate.step, candidate.place, candidate.path.name), reverse=True)
@@ -273,23 +345,25 @@ def _unlisted(path: Path) -> Candidate | None:
             return None
         return Candidate(path, int(content['meta']['iter']), str(of_beit_mm(content).get('run', '')))
     except (CheckpointError, OSError):
-        number = re.fullmatch(r'iter_(\d+)\.pth', path.name)
-        return Candidate(path, int(number[1]) if number else float('inf'), '')
+        number = TRAINING.fullmatch(path.name)
+        return Candidate(path, int(number[1]) if number and path.name.startswith('iter') else float('inf'), '')
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def _damage(candidate: Candidate) -> str:
-    """What is wrong with a file, in words; an empty string for a whole one."""
+    """What is wrong with a checkpoint, in words; an empty string for a whole one."""
     path, digests = candidate.path, candidate.digests
     try:
-        if digests:
+        if path.is_dir():
+            check_digests(path, [digest for digest, _ in digests])
+        elif digests:
             size = path.stat().st_size
             if all(size != expected for _, expected in digests):
                 return f'damaged: it has {size:,} bytes, and {digests[-1][1]:,} were written'
             whole = any(sha256(path) == digest for digest, _ in digests)
             return '' if whole else 'damaged: it is not what was written (its sha256 differs)'
-        if zipfile.is_zipfile(path):
+        elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 if wrong := file.testzip():
                     return f'damaged: the checksum of {wrong} in it is wrong'

@@ -80,7 +80,7 @@ def check_images(dataset, what: str, report: Report, sample: int | None = SAMPLE
         look = _Look(part, masks=False)
         if not look.loaders:
             continue  # they are in memory
-        reasons = check_each(report, look, list(range(len(part))), Scope(sample), f'{what}: images')
+        reasons = check_each(report, look, range(len(part)), Scope(sample), f'{what}: images')
         _report_unfit(reasons, what, report, "; to train without them: dict(type='beit_mm.LoadImage', on_error='skip')")
         if look.shapes:
             least, most = min(look.shapes), max(look.shapes)
@@ -127,7 +127,7 @@ def _check_part(dataset, num_classes: int, what: str, report: Report, sample: in
     if files:
         return
     look = _Look(dataset)
-    reasons = check_each(report, look, list(range(count)), Scope(sample), f'{what}: images with masks')
+    reasons = check_each(report, look, range(count), Scope(sample), f'{what}: images with masks')
     _report_unfit(reasons, what, report)
     if not look.histograms and not reasons:
         report.fact(f'{what}: no step of the pipeline named Load... gives masks: they are not looked at')

@@ -62,7 +62,18 @@ def read_image(
     official code. decoder, of JPEG in `color`: `pillow`, `opencv` or `simplejpeg`. Three bands by `color` come in
     channel_order, `rgb` or `bgr`. Raises UnreadableImage, and OSError where there is no such file.
     """
-    content = fileio.get(path, backend_args=backend_args)
+    return decode_image(fileio.get(path, backend_args=backend_args), path, color_type, npy_axes, decoder, channel_order)
+
+
+def decode_image(
+    content: bytes,
+    path: str,
+    color_type: str = 'color',
+    npy_axes: str = 'HWC',
+    decoder: str = 'pillow',
+    channel_order: str = 'rgb',
+) -> np.ndarray:
+    """`read_image` of the content of a file. path: says what kind it is, and names it in errors."""
     suffix = Path(path).suffix.lower()
     try:
         if suffix in NPY:

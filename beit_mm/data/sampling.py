@@ -69,28 +69,41 @@ def seed_globals(*counter: int | str) -> None:
     torch.default_generator.manual_seed(int.from_bytes(digest[:7], 'little'))
 
 
-@DATA_SAMPLERS.register_module()
-class SeededSampler(DefaultSampler):
-    """mmengine's DefaultSampler (one pass, split over the ranks), whose indices are Draws.
+class Keyed:
+    """Mixin of samplers whose indices are Draws of the key (seed, pass, index).
 
-    start: how many indices of this rank the next passes leave out.
+    start: how many indices of this rank the next passes leave out. endless: pass after pass follows.
     """
 
     start, endless = 0, False
 
-    def __iter__(self) -> Iterator[Draw]:
-        for index in itertools.islice(super().__iter__(), self.start, None):
-            yield Draw(index, (self.seed, self.epoch, index))
+
+AT_ONCE = 1 << 16  # indices that become Python's numbers at a time: 14 million of them would be 570 MB
 
 
 @DATA_SAMPLERS.register_module()
-class SeededInfiniteSampler(InfiniteSampler):
+class SeededSampler(Keyed, DefaultSampler):
+    """mmengine's DefaultSampler (one pass, split over the ranks), in the same order, whose indices are Draws."""
+
+    def __iter__(self) -> Iterator[Draw]:
+        count = len(self.dataset)
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        if self.total_size > count:  # as many to each rank: the first come again
+            order = order.repeat(-(-self.total_size // count))[: self.total_size]
+        for part in order[self.rank :: self.world_size][self.start :].split(AT_ONCE):
+            for index in part.tolist():
+                yield Draw(index, (self.seed, self.epoch, index))
+
+
+@DATA_SAMPLERS.register_module()
+class SeededInfiniteSampler(Keyed, InfiniteSampler):
     """mmengine's InfiniteSampler (pass after pass without an end), whose indices are Draws.
 
     start: how many indices of this rank to leave out. Every `iter()` begins there, and not where the last one ended.
     """
 
-    start, endless = 0, True
+    endless = True
 
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -99,8 +112,9 @@ class SeededInfiniteSampler(InfiniteSampler):
             # a pass that is left out is drawn too: the next one's order depends on it
             order = torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
             mine = order[max(0, position - number * self.size) :: self.world_size]
-            for index in mine.tolist():
-                yield Draw(index, (self.seed, number, index))
+            for part in mine.split(AT_ONCE):
+                for index in part.tolist():
+                    yield Draw(index, (self.seed, number, index))
             position += self.world_size * len(mine)
 
 
@@ -163,6 +177,6 @@ def keyed_sampler(of: dict, dataset: Dataset, seed: int | None) -> Sampler:
     if ours:
         arguments = {key: value for key, value in of.items() if key not in ('type', '_scope_')}
         return ours(**{**arguments, 'dataset': dataset, 'seed': built.seed})
-    if isinstance(built, (SeededSampler, SeededInfiniteSampler)):
+    if isinstance(built, Keyed):
         return built
     return ResumableSampler(built, getattr(built, 'seed', seed) or 0)

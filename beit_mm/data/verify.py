@@ -5,7 +5,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from .ilsvrc import SYNSET, imagenet_synsets
 from .images import Entry, read_list
 from .layouts import VERIFIED
 from .loading import EXTENSIONS, read_image
+from .shard_verify import verify_shards
 
 SHOWN = 5  # names in a message
 ADE_COUNTS = dict(training=20_210, validation=2_000)
@@ -77,7 +78,7 @@ def why_unreadable(path: str) -> str | None:
     return None
 
 
-def check_each(report: Report, check: Callable, items: list, scope: Scope, what: str) -> list[str]:
+def check_each(report: Report, check: Callable, items: Sequence, scope: Scope, what: str) -> list[str]:
     """Call `check` (item -> reason or None) on all items or on a sample of them, in `scope.jobs` processes."""
     chosen = items
     if scope.sample is not None and scope.sample < len(items):
@@ -94,7 +95,7 @@ def check_each(report: Report, check: Callable, items: list, scope: Scope, what:
     return reasons
 
 
-def check_images(report: Report, paths: list[str], scope: Scope, what: str) -> None:
+def check_images(report: Report, paths: Sequence[str], scope: Scope, what: str) -> None:
     reasons = check_each(report, why_unreadable, paths, scope, f'{what}: images decoded')
     if reasons:
         report.problem(
@@ -380,9 +381,14 @@ def verify_ade20k(root: Path, scope: Scope, report: Report) -> None:
             )
 
 
-CHECKS = dict(
-    zip(VERIFIED, (verify_imagenet, verify_imagefolder, verify_list, verify_cifar, verify_ade20k), strict=True)
-)
+def verify_tar_shards(root: Path, scope: Scope, report: Report) -> None:
+    """Tar shards with their index: shard_verify.py; then images of it, decoded."""
+    if images := verify_shards(root, scope, report):
+        check_images(report, images, scope, str(root))
+
+
+WAYS = (verify_imagenet, verify_imagefolder, verify_list, verify_cifar, verify_ade20k, verify_tar_shards)
+CHECKS = dict(zip(VERIFIED, WAYS, strict=True))
 
 
 def verify(root: str | Path, form: str, scope: Scope | None = None) -> Report:

@@ -16,6 +16,7 @@ from . import (  # noqa: F401
     randomness,
     runner,
     saving,
+    sharding,
     showing,
     signals,
     skipping,

@@ -24,6 +24,12 @@ def check_devices(devices: Sequence[str]) -> None:
         raise ConfigError(f'optim_wrapper.devices: {sorted(wrong)} are none of {", ".join(DEVICES)}')
 
 
+def bf16_on(device_type: str, devices: Sequence[str] | None = None) -> bool:
+    """Whether AmpOptimWrapper's bf16 is used on a device: it has it, and is among those that the config asks for."""
+    present = device_type == 'cpu' or (device_type == 'cuda' and torch.cuda.is_bf16_supported())
+    return present and device_type in (devices or DEVICES)
+
+
 @OPTIM_WRAPPERS.register_module()
 class AmpOptimWrapper(OptimWrapper):
     """bfloat16 autocast without a loss scaler (bf16 needs none). Weights, softmax on CUDA and losses are float32.
@@ -37,11 +43,10 @@ class AmpOptimWrapper(OptimWrapper):
         super().__init__(**kwargs)
         check_devices(devices)
         self.device_type = get_device().split(':')[0]
-        present = self.device_type == 'cpu' or (self.device_type == 'cuda' and torch.cuda.is_bf16_supported())
-        self.enabled = present and self.device_type in devices
+        self.enabled = bf16_on(self.device_type, devices)
         if self.enabled:
             return
-        if self.device_type not in devices and present:
+        if self.device_type not in devices and bf16_on(self.device_type):
             why = f'the config asks for bf16 on {" and ".join(devices)} only; --amp bf16 asks for it here'
         else:
             why = f'{self.device_type} has no bfloat16 here'

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from ..checkpoints.load import CheckpointError, of_beit_mm
 from ..registry import HOOKS
 from .recipe import PLACES
+from .scaling import Step, step_of
 
 TRAINING = (
     'model', 'data_preprocessor', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr',
@@ -31,8 +32,10 @@ EFFECTS = {  # by the start of a setting's path; the first that fits
     'param_scheduler': 'the new schedule is applied, at the place of the old one',
     'auto_scale_lr': 'the new learning rate is applied, at the same place in the schedule',
     'train_cfg.max_': 'the run ends there; a schedule that depends on it is the new one, at the place of the old one',
-    'train_dataloader.batch_size': 'the data go on at the same image; a step is of another size, the lr is not scaled',
-    'ranks': 'the data go on at the same image; a step is of another size, the lr is not scaled',
+    'train_dataloader.batch_size': 'the data go on at the same image; a step is of ',
+    'ranks': 'the data go on at the same image; a step is of ',
+    'optim_wrapper.accumulative_counts': 'a step is of ',
+    'optim_wrapper.micro_batches': 'a step is of ',
     'train_dataloader.': 'other data from here on than the run would have seen',
 }
 
@@ -103,19 +106,31 @@ class ChangedSettingsHook(Hook):
         now = settings_of(runner.cfg)
         found = list(differences(then, now)) if then else []
         check_optimizer(checkpoint, then, now, runner)
-        replayed = any(path.startswith((*SCHEDULED, 'train_cfg.max_')) for path, _, _ in found)
+        steps = [step_of(settings, settings.get('ranks', 1)) for settings in (then, now)]
+        rescaled = bool(then) and all(steps) and steps[0].factor != steps[1].factor
+        replayed = rescaled or any(path.startswith((*SCHEDULED, 'train_cfg.max_')) for path, _, _ in found)
         applied = replayed and apply_schedule(checkpoint, runner)
         if found:
-            runner.logger.warning('\n    '.join(said(found, applied, runner)))
+            runner.logger.warning('\n    '.join(said(found, applied, runner, size_said(*steps, applied))))
 
 
-def said(found: list[tuple], applied: bool, runner: Runner) -> list[str]:
-    """A line for each setting that has changed, and one before them."""
+def size_said(then: Step | None, now: Step | None, applied: bool) -> str:
+    """Of a step, where what it is made of has changed: its size, and what becomes of the learning rate."""
+    if not then or not now or then.images == now.images:
+        return 'the same size'
+    if not now.scaled:
+        return 'another size, the lr is not scaled'
+    return f'another size, the lr is {"" if applied else "NOT "}scaled by it: {then.factor:g} was, {now.factor:g} is'
+
+
+def said(found: list[tuple], applied: bool, runner: Runner, size: str = '') -> list[str]:
+    """A line for each setting that has changed, and one before them. size: of a step, in words."""
     lines = [f'{runner._load_from} was written with other settings than this config has:']
     starts = list(EFFECTS)
     found = sorted(found, key=lambda one: next((i for i, start in enumerate(starts) if one[0].startswith(start)), 99))
     for path, then, now in found[:MOST]:
         effect = next((text for start, text in EFFECTS.items() if path.startswith(start)), PASSED_OVER)
+        effect += size if effect.endswith(' is of ') else ''
         if path.startswith(SCHEDULED) and not applied:
             effect = 'NOT applied: this schedule cannot be replayed, so the saved one goes on'
         lines.append(f'{path}: {_spelled(then)}, now {_spelled(now)}: {effect}')

@@ -81,7 +81,7 @@ def stages_of(config) -> list[dict]:
             starts.append(part['checkpoint'])
     stages = []
     for path in starts:
-        content = read(path, map_location='cpu')
+        content = read(path, map_location='cpu', lazy=True)
         meta = meta_of(content)
         stages.append(
             dict(

@@ -26,7 +26,7 @@ from .values import wrong_values
 NEAR_TYPE, NEAR_FIELD = 0.6, 0.85  # difflib ratios; the second gave no false alarm on mmpretrain's 530 configs
 RUNNER_FIELDS = frozenset(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
 OTHER_FIELDS = frozenset(
-    {'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg', 'compile'}
+    {'custom_imports', 'auto_scale_lr', 'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg', 'compile', 'strategy'}
 )
 OF_TTA = {'tta_model', 'tta_pipeline'}  # of tools/test.py --tta
 BUILT_ELSEWHERE = ('_cfg', '_cfgs')  # norm_cfg, act_cfg, ...: their builders take keys that the class does not
@@ -38,7 +38,16 @@ NOT_REGISTERED_IN = {'Albu': 'transforms', 'Albumentations': 'transforms', 'LoRA
 # Classes that hand what they do not know to another library: timm, Hugging Face
 FOR_ANOTHER_LIBRARY = frozenset({'TIMMBackbone', 'TimmClassifier', 'HuggingFaceClassifier'})
 FIELDS_OF = {
-    'optim_wrapper': {'type', 'optimizer', 'constructor', 'paramwise_cfg', 'clip_grad', 'accumulative_counts', 'dtype'},
+    'optim_wrapper': {
+        'type',
+        'optimizer',
+        'constructor',
+        'paramwise_cfg',
+        'clip_grad',
+        'accumulative_counts',
+        'micro_batches',
+        'dtype',
+    },
     'train_cfg': {'type', 'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval', 'dynamic_intervals'},
     'val_cfg': {'type', 'fp16'},
     'test_cfg': {'type', 'fp16'},
@@ -305,7 +314,8 @@ def _check_overrides(config: Config, overrides: dict, path: str | Path) -> None:
             if not isinstance(node, dict):
                 raise ConfigError(f'--cfg-options {dotted}: {walked}={node!r} has no keys')
             if part not in node:
-                _check_new_key(node, walked, part, dotted, path, scope)
+                beside = {'type': overrides[f'{walked}.type']} if f'{walked}.type' in overrides else {}
+                _check_new_key({**node, **beside}, walked, part, dotted, path, scope)
                 break
             node, walked = node[part], f'{walked}.{part}' if walked else part
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclasses.dataclass
@@ -39,10 +40,15 @@ def over_ranks(flags: torch.Tensor) -> torch.Tensor:
     return flags
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor (FSDP2), in the same memory; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def not_finite(value, name: str = '') -> list[str]:
-    """Names of the tensors inside of dicts and lists that hold a NaN or an infinity."""
+    """Names of the tensors inside of dicts and lists that hold a NaN or an infinity, of sharded ones on this rank."""
     if isinstance(value, torch.Tensor):
-        return [name] if value.is_floating_point() and not _finite(value.detach()) else []
+        return [name] if value.is_floating_point() and not _finite(local(value.detach())) else []
     if isinstance(value, dict | list | tuple):
         inside = value.items() if isinstance(value, dict) else enumerate(value)
         return [found for key, one in inside for found in not_finite(one, f'{name}.{key}' if name else str(key))]
@@ -55,11 +61,21 @@ def _finite(value: torch.Tensor) -> bool:
     return bool(torch.isfinite(value.sum(dtype=torch.float32))) or bool(torch.isfinite(value).all())
 
 
-def norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """The norm of all of them together, a scalar."""
-    if len({(gradient.device, gradient.dtype) for gradient in gradients}) > 1:
-        return nn.utils.get_total_norm(gradients)
+def norm_of(gradients: list[torch.Tensor], norm_type: float = 2.0) -> torch.Tensor:
+    """The norm of all of them together, a scalar; of sharded ones over all ranks, the same on each."""
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        norm = nn.utils.get_total_norm(gradients, norm_type)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if norm_type != 2.0 or len({(gradient.device, gradient.dtype) for gradient in gradients}) > 1:
+        return nn.utils.get_total_norm(gradients, norm_type)
     return torch.stack(torch._foreach_norm(gradients)).norm()  # the same, without the 0.2 ms of sorting them
+
+
+def clip_shards(gradients: list[torch.Tensor], max_norm: float, norm_type: float = 2.0, **_) -> torch.Tensor:
+    """As torch's clip_grad_norm_, which takes sharded gradients but leaves their norm in parts: the norm before."""
+    norm = norm_of(gradients, norm_type)
+    torch._foreach_mul_([local(gradient) for gradient in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def judged(loss_and_norm: torch.Tensor) -> tuple[bool, bool, float]:
@@ -142,6 +158,8 @@ class FiniteSteps:
         if not learning:
             return torch.zeros(())
         if self.clip_grad_kwargs and self.grad_name == 'grad_norm':
+            if any(isinstance(p.grad, DTensor) for p in learning):
+                return clip_shards([p.grad for p in learning], **self.clip_grad_kwargs)
             return self.clip_func(learning, **self.clip_grad_kwargs).detach()
         norm = norm_of([p.grad for p in learning])
         if self.clip_grad_kwargs:

@@ -1,6 +1,7 @@
 """Hooks: progress on a terminal; the start of a tokenizer's codes, and a new start for those that died."""
 
 import logging
+import os
 import sys
 
 import torch
@@ -97,7 +98,8 @@ class ProgressHook(Hook):
         self.silenced: list[tuple[logging.Handler, int]] = []
 
     def before_train(self, runner: Runner) -> None:
-        if not (is_main_process() and sys.stdout.isatty()):
+        by_open_mpi = 'OMPI_COMM_WORLD_RANK' in os.environ  # it gives rank 0 a terminal, wherever its own output goes
+        if not (is_main_process() and sys.stdout.isatty()) or by_open_mpi:
             return
         for handler in runner.logger.handlers:
             if type(handler) is logging.StreamHandler:
@@ -118,7 +120,8 @@ class ProgressHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.bar is not None:
-            scalars = '  '.join(f'{key} {float(outputs[key]):.3f}' for key in SHOWN if key in (outputs or {}))
+            shown = {key: torch.as_tensor(outputs[key]).item() for key in SHOWN if key in (outputs or {})}
+            scalars = '  '.join(f'{key} {value:.3f}' for key, value in shown.items())
             self.bar.update(self.task, completed=runner.iter + 1, scalars=scalars)
 
     def after_train(self, runner: Runner) -> None:

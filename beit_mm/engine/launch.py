@@ -3,7 +3,6 @@
 import copy
 import functools
 import logging
-import os
 import tempfile
 import textwrap
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import checkpoint as loading
@@ -23,11 +23,14 @@ from .building import check_batches, check_trainable, explained
 from .checkpointing import TO_EVALUATE, model_of, warn_of_preprocessing
 from .compiling import compile_backbone, uncompile
 from .configs import ConfigError
-from .device import RANKS, suit_device
+from .device import suit_device
+from .launchers import find_ranks
 from .recipe import SAFETY_HOOKS
 from .resuming import choose_start
 from .runner import Runner
 from .saving import with_our_checkpoints
+from .scaling import accumulate as in_parts
+from .sharding import check_strategy, sharding_of, strategy_of
 from .signals import ending_between_steps
 from .work_dir import alone, checkpoint_folder, refuse_used, remove_leftovers, work_dir_of
 from .workers import limit_collectives, plain_errors
@@ -40,8 +43,10 @@ def prepare(
     load_from: str | None = None,
     amp: str | None = None,
     auto_scale_lr: bool = False,
+    accumulate: int | None = None,
     no_validate: bool = False,
     launcher: str = 'none',
+    strategy: str | None = None,
     seed: int | None = None,
     partial_load: bool = False,
     trust_checkpoint: bool = False,
@@ -49,15 +54,17 @@ def prepare(
     """Put the command line's wishes into the config, and find out what cannot work before anything starts.
 
     resume: True (from the newest checkpoint of the work_dir), 'auto' (the same, if there is one) or a file.
+    accumulate: how many batches make a step, as so many times more ranks would.
     partial_load: what does not fit of `load_from` keeps its start. trust_checkpoint: that file may hold code.
     """
     name = Path(config.filename).stem if config.filename else 'run'
     config.work_dir = str(work_dir_of(config, work_dir))
-    check_launcher(launcher)
-    config.launcher = launcher
+    config.launcher = launcher = find_ranks(launcher, config)
     if launcher != 'none':
         limit_collectives(config)
-    if launcher != 'none' and not torch.cuda.is_available():
+    if strategy:
+        config.strategy = strategy_of(config, strategy)
+    if launcher != 'none' and sharding_of(config) is None and not torch.cuda.is_available():
         config.setdefault('model_wrapper_cfg', dict(type='beit_mm.DistributedOnCPU'))
     config.experiment_name = config.get('experiment_name') or name
     with_our_checkpoints(config)
@@ -66,12 +73,18 @@ def prepare(
         config.optim_wrapper = with_finite_steps(config.optim_wrapper)
     if amp:
         config.optim_wrapper = with_amp(config.optim_wrapper, amp)
+    if accumulate is not None:
+        in_parts(config, accumulate)
     suit_device(config)
+    check_strategy(config)
     if no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if auto_scale_lr:
-        if 'auto_scale_lr' not in config:
-            raise ConfigError(f'{config.filename}: --auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in it')
+        if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise ConfigError(
+                f'{config.filename}: --auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in it, the images '
+                f'of a step that its learning rate is for, or --cfg-options auto_scale_lr.base_batch_size=N'
+            )
         config.auto_scale_lr['enable'] = True
     own = list(config.get('custom_hooks') or [])
     present = {hook['type'] for hook in own}
@@ -79,22 +92,6 @@ def prepare(
     if partial_load:
         next(h for h in config.custom_hooks if h['type'] == 'beit_mm.FitWeightsHook')['partial'] = True
     return config
-
-
-STARTED_BY = {  # by launcher
-    'pytorch': 'torchrun --nproc_per_node=N tools/train.py ...',
-    'slurm': 'srun python tools/train.py ...',
-    'mpi': 'mpirun -np N python tools/train.py ...',
-}
-
-
-def check_launcher(launcher: str) -> None:
-    """Raise ConfigError for a launcher that did not start this process."""
-    variable = RANKS.get(launcher)
-    if variable and variable not in os.environ:
-        raise ConfigError(
-            f'--launcher {launcher}: {variable} is not set, as it is in processes started by: {STARTED_BY[launcher]}'
-        )
 
 
 NOISE = (  # of mmengine on the terminal; the log file has it all
@@ -117,10 +114,15 @@ class _Terse(logging.Filter):
 
 
 def terse_terminal() -> None:
-    """Keep mmengine's dumps of environment, config and hook order out of the terminal; the log file keeps them."""
+    """Keep mmengine's dumps of environment, config and hook order out of the terminal; the log file keeps them.
+
+    Warnings and tracebacks of another rank than the first get a file beside it, when there are any: ..._rank1.log.
+    """
     warnings.filterwarnings('ignore', message='``build_loss`` would be deprecated')
     warnings.filterwarnings('ignore', message='Default ``avg_non_ignore`` is False')
     warnings.filterwarnings('ignore', message='`broadcast_buffers` is deprecated')  # the wrapper's, of several ranks
+    warnings.filterwarnings('ignore', message='Detected call of `scheduler.step')  # of batches that are accumulated
+    warnings.filterwarnings('ignore', message='FSDP2-wrapped module')  # changed in place, which none of ours is
     warnings.filterwarnings('ignore', message='Setting (OMP|MKL)_NUM_THREADS environment variable')
     original = MMLogger.__init__
     if getattr(original, 'terse', False):
@@ -132,6 +134,13 @@ def terse_terminal() -> None:
         for handler in self.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(_Terse())
+        if get_rank() > 0 and kwargs.get('log_file'):  # mmengine's log is the first rank's alone
+            path = Path(kwargs['log_file'])
+            own = logging.FileHandler(path.with_stem(f'{path.stem}_rank{get_rank()}'), delay=True)
+            own.setLevel(logging.WARNING)
+            own.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(message)s'))
+            own.addFilter(_Terse())
+            self.handlers.append(own)
 
     init.terse = True
     MMLogger.__init__ = init
@@ -162,14 +171,17 @@ def run(config: Config, compiled: bool = False, **wishes) -> Runner:
     Raises Stopped when a signal ended it between two steps, with a checkpoint.
     """
     terse_terminal()
+    wishes['launcher'] = find_ranks(wishes.get('launcher', 'none'), config)
     work_dir = work_dir_of(config, wishes.get('work_dir'))
     check_writable(work_dir)
-    with alone(work_dir, wishes.get('launcher', 'none')):
+    with alone(work_dir, wishes['launcher']):
         config = prepare(config, **wishes)
         refuse_used(config)
         check_writable(checkpoint_folder(config), 'give default_hooks.checkpoint.out_dir another one')
         remove_leftovers(config)
         check_trainable(config)
+        if compiled and sharding_of(config):
+            raise ConfigError('--compile and --strategy fsdp2 do not go together yet: take one of them')
         with explained(config):
             runner = Runner.from_cfg(config)
             check_batches(runner)
@@ -226,6 +238,7 @@ def evaluate(
     """
     terse_terminal()
     check_writable(work_dir_of(config, wishes.get('work_dir')))
+    config.pop('strategy', None)  # without gradients and an optimizer, each rank has room for the whole model
     config = prepare(config, load_from=checkpoint, **wishes)
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if config.get(key) is None:

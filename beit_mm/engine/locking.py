@@ -50,6 +50,13 @@ class Lock:
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, json.dumps(said).encode(), 0)
 
+    def leave_nothing(self, path: Path) -> None:
+        """Remove the file, and its folder, if there is nothing else in it. While the lock is held."""
+        with contextlib.suppress(OSError):
+            if os.listdir(path.parent) == [path.name]:
+                path.unlink()
+                path.parent.rmdir()
+
     def release(self) -> None:
         if self.fd is not None:
             os.close(self.fd)
@@ -67,6 +74,9 @@ def acquire(path: Path, inherited: bool = True) -> Lock | None:
         return None
     except OSError as error:  # some network disks cannot lock
         print(f'{path}: {error.strerror}; see to it that nobody else works here', flush=True)
+    if not os.fstat(fd).st_nlink:  # its last holder has removed it: `Lock.leave_nothing`
+        os.close(fd)
+        return acquire(path, inherited)
     return Lock(fd, inherited)
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..data.sampling import ResumableBatchSampler
 from ..registry import LOOPS
+from .accumulation import train_step
 from .errors import ConfigError
 
 VALIDATED = 'validated'  # the iteration of a validation that a checkpoint has seen, in the message hub
@@ -52,6 +53,14 @@ class Resuming:
 
     images: int | None = None
     resumed_at = 0  # iteration
+
+    def run_iter(self, *place_and_batch) -> None:
+        """An iteration: its batch, after its place in the epoch where there are epochs."""
+        batch, place = place_and_batch[-1], place_and_batch[0] if len(place_and_batch) > 1 else self._iter
+        self.runner.call_hook('before_train_iter', batch_idx=place, data_batch=batch)
+        outputs = train_step(self.runner, batch)
+        self.runner.call_hook('after_train_iter', batch_idx=place, data_batch=batch, outputs=outputs)
+        self._iter += 1
 
     def _say_if_finished(self, count: int, end: int, unit: str) -> None:
         """A run that goes on from its last checkpoint trains nothing."""

@@ -62,7 +62,8 @@ class PreflightHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.head = head_of(model_of(runner))
         if hasattr(model_of(runner), 'decode_head'):
-            check_batch(model_of(runner).decode_head, runner.train_dataloader.batch_size)
+            parts = getattr(runner.optim_wrapper, 'micro_batches', 1)
+            check_batch(model_of(runner).decode_head, max(1, runner.train_dataloader.batch_size // parts))
         found = [None]
         if is_main_process():
             found = [self._problems(runner)]

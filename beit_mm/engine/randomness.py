@@ -5,14 +5,13 @@ data worker draws depends on the sample: data/sampling.py. So a run that goes on
 that it would have taken, whatever validation drew in between.
 """
 
-import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..checkpoints.load import of_beit_mm
-from ..data.sampling import seed_globals
 from ..registry import HOOKS
+from .accumulation import seed_step
 
 
 @HOOKS.register_module()
@@ -22,9 +21,7 @@ class CountedRandomnessHook(Hook):
     priority = 'LOWEST'  # checkpoints: after PlainCheckpointHook, which writes `meta` anew
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        seed_globals('step', runner.seed, runner.iter, get_rank())
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(torch.initial_seed())
+        seed_step(runner.seed, runner.iter, get_rank())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         meta = checkpoint['meta']

@@ -8,7 +8,7 @@ from mmengine.config import Config
 PLACES = {  # keys that say where things lie and how they run, not what is done
     'cache', 'checkpoint', 'data_root', 'env_cfg', 'experiment_name', 'launcher', 'load_from', 'log_level',
     'log_processor', 'model_wrapper_cfg', 'num_workers', 'persistent_workers', 'pin_memory', 'pretrained',
-    'randomness', 'resume', 'token_cache', 'tokenizer_checkpoint', 'vis_backends', 'visualizer', 'work_dir',
+    'randomness', 'resume', 'strategy', 'token_cache', 'tokenizer_checkpoint', 'vis_backends', 'visualizer', 'work_dir',
 }  # fmt: skip
 
 

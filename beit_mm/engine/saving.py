@@ -11,13 +11,17 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import Runner
 
 from ..checkpoints.convert import few
+from ..checkpoints.files import FOLDER, remove
 from ..checkpoints.load import CheckpointError
+from ..checkpoints.sharded import on_all_ranks
 from ..checkpoints.store import TRAINING, abandon, entries, newest_verified, point_to
 from ..registry import HOOKS
 from .accumulation import has_updated
 from .checkpointing import PlainCheckpointHook, model_of
 from .finite import not_finite
 from .loops import VALIDATED
+from .sharding import is_sharded
+from .workers import RankError, lost_workers_later
 
 
 def with_our_checkpoints(config: Config) -> None:
@@ -32,8 +36,8 @@ def with_our_checkpoints(config: Config) -> None:
 
 
 def save_now(runner: Runner, step: int) -> Path:
-    """Between two steps, on all ranks: the checkpoint `iter_{step}.pth` of the state after `step` steps, unless there
-    is one. Returns its path."""
+    """Between two steps, on all ranks: the checkpoint `iter_{step}.pth`, of a sharded model `.dcp`, of the state after
+    `step` steps, unless there is one. Returns its path."""
     hook = next(hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
     return hook.save_at(runner, step)
 
@@ -43,17 +47,22 @@ class CheckpointHook(MMEngineCheckpointHook):
     """mmengine's, which deletes an old checkpoint before it writes the new one, and believes paths of another folder.
 
     max_keep_ckpts counts this run's files, whichever names they have. An error on the first rank is all ranks' error.
+    Of a sharded model all ranks write a folder together, `iter_100.dcp`. full=True gathers one file, `iter_100.pth`, on
+    the first rank instead, as is done for the best weights: any strategy reads both.
     What is due between the batches of one step, whose gradients no checkpoint has, is written after the last of them;
     at the end of an epoch, and where a signal ends a validation, it is not put off, and a warning says what is lost.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, full: bool = False, **kwargs) -> None:
         super().__init__(**kwargs)
+        self.full = full
         self.written: tuple[int, Path] | None = None  # step, file
         self.due = False  # after this step
         self.constants: set[str] = set()  # buffers that are not finite by intention, such as masks of -inf
 
     def before_train(self, runner: Runner) -> None:
+        if is_sharded(runner.model) and not self.full:
+            self.filename_tmpl = str(Path(self.filename_tmpl).with_suffix(FOLDER))
         infos = runner.message_hub.runtime_info
         infos.pop('keep_ckpt_ids', None)  # the manifest knows better which files are there
         super().before_train(runner)
@@ -97,7 +106,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         """The checkpoint of this step; see save_now."""
         if self.written is None or self.written[0] != step:
             runner.logger.info(f'Saving checkpoint at {step} iterations')
-            self._save(runner, f'iter_{step}.pth', dict(epoch=runner.epoch, iter=step))
+            self._save(runner, f'iter_{step}{Path(self.filename_tmpl).suffix}', dict(epoch=runner.epoch, iter=step))
         return self.written[1]
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
@@ -127,10 +136,11 @@ class CheckpointHook(MMEngineCheckpointHook):
 
         def write() -> None:
             runner.save_checkpoint(self.out_dir, name, meta=dict(meta), backend_args=self.backend_args, **parts)
-            if not best:
+            if not best and is_main_process():
                 point_to(Path(runner.work_dir), Path(self.out_dir) / name)
 
-        on_first_rank(write)
+        with lost_workers_later():
+            (on_all_ranks if is_sharded(runner.model) else on_first_rank)(write)
 
     def _surplus(self, name: str, run: str) -> list[Path]:
         """Files of this run that go when `name` is there."""
@@ -140,7 +150,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         template = re.escape(self.filename_tmpl).replace(r'\{\}', r'\d+')
         ours = re.compile(f'{template}|{TRAINING.pattern}')
         written = dict.fromkeys(e.name for e in entries(folder) if e.run == run and not e.abandoned)
-        old = [n for n in written if n != name and ours.fullmatch(n) and (folder / n).is_file()]
+        old = [n for n in written if n != name and ours.fullmatch(n) and (folder / n).exists()]
         return [folder / n for n in old[: max(0, len(old) + 1 - self.max_keep_ckpts)]]
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
@@ -157,7 +167,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             if metrics[key] is None or not self.is_better_than[key](metrics[key], best):
                 continue
             updated = True
-            name = f'best_{key}_{self.filename_tmpl.format(step)}'.replace('/', '_')
+            name = Path(f'best_{key}_{self.filename_tmpl.format(step)}'.replace('/', '_')).with_suffix('.pth').name
             path, before = Path(self.out_dir) / name, hub.runtime_info.get(f'best_ckpt{suffix}')
             hub.update_info(f'best_score{suffix}', metrics[key])
             hub.update_info(f'best_ckpt{suffix}', str(path))
@@ -185,6 +195,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         found = [name for name in not_finite(checkpoint.get('state_dict', {})) if name not in self.constants]
         for part in ('ema_state_dict', 'optimizer'):
             found += [name for name in not_finite(checkpoint.get(part, {}), part) if name not in self._averaged()]
+        if is_sharded(runner.model):
+            found = list(dict.fromkeys(name for here in all_gather_object(found) for name in here))
         if found:
             newest = newest_verified(Path(self.out_dir), quiet=True)
             kept = f'The newest whole checkpoint stays: {newest}' if newest else 'There is none from before'
@@ -211,7 +223,7 @@ def on_first_rank(do: Callable[[], object]) -> None:
     if error is not None:
         raise error
     if failed[0]:
-        raise CheckpointError('not saved; the first rank says why')
+        raise RankError('not saved; the first rank says why')
 
 
 def _run_of(runner: Runner) -> str:
@@ -221,6 +233,6 @@ def _run_of(runner: Runner) -> str:
 def _delete(runner: Runner, paths: Iterable[Path]) -> None:
     for path in paths:
         try:
-            path.unlink(missing_ok=True)
+            remove(path)
         except OSError as error:
             runner.logger.warning(f'{path}: cannot be deleted ({error.strerror}); it stays, and the run goes on')

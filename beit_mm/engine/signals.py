@@ -43,13 +43,14 @@ class Watch:
 
     def __init__(self) -> None:
         self.exit_code, self.count, self.training, self.process = 0, 0, False, os.getpid()
+        self.by_slurm = 'SLURM_STEP_ID' in os.environ  # it sends several, and SIGKILL when its own patience ends
 
     def __call__(self, number: int, frame) -> None:
         if os.getpid() != self.process:  # a data worker that has just been forked
             return
         name = signal.Signals(number).name
         self.exit_code = self.exit_code or EXIT_CODES[number]
-        self.count += number != signal.SIGUSR1
+        self.count += number != signal.SIGUSR1 and not self.by_slurm
         if not self.training:
             _say(f'{name} before the first step: there is nothing to save')
             raise Stopped(self.exit_code)

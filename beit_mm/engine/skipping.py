@@ -82,7 +82,8 @@ class FiniteStepsHook(Hook):
         if bad or (skipped is not None and not self.bad_parts):
             self.bad_parts.append(dict(terms=terms_of(outputs), images=images_of(data_batch), bad=bad))
         if skipped is not None:
-            self.counts['owed'] += skipped.parts
+            parts_of_iteration = getattr(runner.optim_wrapper, 'micro_batches', 1)
+            self.counts['owed'] += math.ceil(skipped.parts / parts_of_iteration)
         self.advances = self.counts['owed'] == 0
         if not self.advances:
             self.counts['owed'] -= 1
@@ -147,7 +148,10 @@ class FiniteStepsHook(Hook):
         """What the user should know at the end: what and when, the newest checkpoint, reasons, ways out."""
         found = newest_verified(checkpoint_folder(runner.cfg), quiet=True)
         where = f'newest checkpoint, of finite weights: {found}' if found else 'no checkpoint was written'
-        if found and (read(found, map_location='cpu').get('meta') or {}).get('iter', 0) >= self.counts['first']:
+        if (
+            found
+            and (read(found, map_location='cpu', lazy=True).get('meta') or {}).get('iter', 0) >= self.counts['first']
+        ):
             where += ', written while steps were skipped'
         lines = [f'training has diverged: {what}', last, f'{self.total()}; {where}']
         return '\n  '.join([*lines, *([OF_SCALE] if scaled else []), *WAYS_OUT])

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch.utils.data import default_collate
 
 from ..data.check import parts_of
-from ..data.sampling import Draw, SeededInfiniteSampler, SeededSampler
+from ..data.sampling import Draw, Keyed
 from ..data.tokens import TokenCacheError, TokensFromCache, command_for, read_manifest
 from ..models.targets import TokenTarget
 from ..registry import HOOKS
@@ -67,9 +67,12 @@ def view_steps(pipeline: list[dict]) -> list[dict]:
 def data_digest(dataset, settings: dict) -> str:
     """sha256 of what a data set lists, in its order: class folders and names of files, and the sizes of some of them.
 
-    settings: the config, which stands for images that are no files. Where the files lie does not count.
+    settings: the config, which stands for images that are no files. Where the files lie does not count. Shards have
+    a digest of their own.
     """
     digest, some = hashlib.sha256(str(len(dataset)).encode()), max(1, len(dataset) // SIZES)
+    if own := [part.digest() for part in parts_of(dataset) if hasattr(part, 'digest')]:
+        digest.update(json.dumps(own).encode())
     described = not hasattr(dataset, 'get_data_info')
     for index in range(0 if described else len(dataset)):
         path = str(dataset.get_data_info(index).get('img_path', ''))
@@ -187,8 +190,8 @@ class TokenCacheHook(Hook):
                 return f'{cache}: every part of the training set reads it, and as the first step of its pipeline'
         if not isinstance(target, TokenTarget):
             return f'{cache}: holds tokens, and model.target is {type(target).__name__}: set beit_mm.CachedTokens'
-        if not isinstance(loader.sampler, (SeededSampler, SeededInfiniteSampler)):
-            return f'{cache}: needs train_dataloader.sampler DefaultSampler or InfiniteSampler'
+        if not isinstance(loader.sampler, Keyed):
+            return f'{cache}: needs train_dataloader.sampler DefaultSampler, InfiniteSampler or beit_mm.ShardSampler'
         facts = facts_of(runner.cfg, loader.dataset, target, loader.sampler.seed, reader.views)
         wishes = f'--views {reader.views} --seed {loader.sampler.seed} --out FOLDER'
         remedy = f'Make the config as it was, or another cache: {command_for(runner.cfg.filename, cache)} {wishes}'

@@ -57,6 +57,7 @@ KINDS = {
     'train_cfg.val_interval': whole(1),
     'train_cfg.val_begin': whole(0),
     'optim_wrapper.accumulative_counts': whole(1),
+    'optim_wrapper.micro_batches': whole(1),
     'optim_wrapper.optimizer.lr': number(0),
     'optim_wrapper.optimizer.weight_decay': number(0),
     'optim_wrapper.clip_grad.max_norm': number(0),

@@ -9,10 +9,9 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..checkpoints.files import leftovers
+from ..checkpoints.files import leftovers, remove
 from ..checkpoints.load import of_beit_mm, read
 from ..checkpoints.store import entries, training_checkpoints
-from .device import RANKS
 from .errors import ConfigError
 from .locking import acquire, holder, who
 
@@ -47,15 +46,19 @@ def checkpoint_folder(config: Config) -> Path:
 
 def first_rank(launcher: str) -> bool:
     """Whether this is the first process of a run, asked before the processes have found each other."""
-    return int(os.environ.get(RANKS.get(launcher, ''), 0)) == 0
+    return launcher == 'none' or os.environ.get('RANK', '0') == '0'
 
 
 @contextlib.contextmanager
 def alone(work_dir: Path, launcher: str = 'none') -> Iterator[None]:
     """No other run trains in this folder meanwhile. Raises WorkDirError, on the first rank, if one does; what started
-    the ranks then ends the others."""
+    the ranks then ends the others. A folder in which nothing was written is removed."""
     if not first_rank(launcher):
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                work_dir.rmdir()
         return
     lock = acquire(work_dir / LOCK, inherited=False)
     if lock is None:
@@ -67,6 +70,7 @@ def alone(work_dir: Path, launcher: str = 'none') -> Iterator[None]:
     try:
         yield
     finally:
+        lock.leave_nothing(work_dir / LOCK)
         lock.release()
 
 
@@ -99,5 +103,5 @@ def remove_leftovers(config: Config) -> None:
         return
     for folder in {Path(config.work_dir), checkpoint_folder(config)}:
         for path in leftovers(folder):
-            path.unlink(missing_ok=True)
+            remove(path)
             print_log(f'{path}: removed, what a killed process left half written', logger='current', level=logging.INFO)

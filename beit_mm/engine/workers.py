@@ -19,10 +19,11 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import FUNCTIONS
 from torch.utils.data import DataLoader
 
-from ..door import EXIT_CODES
+from ..door import EXIT_CODES, LAUNCHER
 
 TIMEOUT = 600  # seconds that a batch may take, and a collective, before the run ends with an error
 PR_SET_PDEATHSIG = 1
+SET_IN_RANKS = {'TORCHELASTIC_RUN_ID', 'SLURM_STEP_ID', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK'}  # by torchrun, Slurm, MPI
 
 
 class WorkerError(RuntimeError):
@@ -30,7 +31,9 @@ class WorkerError(RuntimeError):
 
 
 class RankError(RuntimeError):
-    """Another rank ended or hangs."""
+    """Another rank ended, hangs, or has an error of which all are to hear."""
+
+    of_another_rank = True  # door.py
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
@@ -40,9 +43,14 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def end_with_launcher() -> None:
-    """Ask a rank that torchrun started to end when torchrun is gone, kill -9 included; a training saves and ends."""
-    if 'TORCHELASTIC_RUN_ID' in os.environ:
-        die_with_parent(signal.SIGTERM)
+    """Ask a rank to end when what started it is gone, kill -9 included; a training saves and ends.
+
+    Linux sends the signal as often as the starter had threads: SIGUSR1, of which several mean no more than one.
+    """
+    if SET_IN_RANKS & os.environ.keys():
+        die_with_parent(signal.SIGUSR1)
+        if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):  # it is gone already
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def _begin(worker: int, init: Callable[[int], None] | None) -> None:
@@ -160,6 +168,24 @@ def no_batch_for(seconds: float) -> str:
     )
 
 
+@contextlib.contextmanager
+def lost_workers_later() -> Iterator[None]:
+    """That a data worker was lost, which torch raises wherever the process is, is raised at the end: in the middle of
+    what ranks tell each other, this one would take the answers to one question for those to another."""
+    raises = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or not callable(raises):
+        yield
+        return
+    ended: list[tuple] = []
+    signal.signal(signal.SIGCHLD, lambda *told: ended.append(told))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, raises)
+    if ended:
+        raises(*ended[-1])
+
+
 def limit_collectives(config: Config) -> None:
     """Where a config does not say how many seconds ranks wait for each other, they wait TIMEOUT: torch's half an hour
     is long for a rank that hangs."""
@@ -199,9 +225,10 @@ def in_plain_words(error: Exception) -> Exception | None:
                 f'{this}: another rank has not answered for {int(late[1]) / 1000:g} s: it hangs, or needs longer than '
                 f'env_cfg.dist_cfg.timeout; --resume goes on from the last checkpoint'
             )
+        reason = re.sub(r'^\[\S+\] ', '', text.splitlines()[0]).partition('. ')[0]  # without gloo's place in its source
         return RankError(
             f'{this}: another rank has ended, or cannot be reached: it says why in its own output '
-            f'({text.splitlines()[0][:160]}); --resume goes on from the last checkpoint'
+            f'({reason[:160]}); --resume goes on from the last checkpoint'
         )
     return None
 

@@ -324,21 +324,20 @@ class BEiTViT(BaseModule):
         tables = [block.attn.relative_position_bias_table for block in self.layers]
         return [] if tables[0] is None else tables
 
-    def _biases(self, grid: tuple[int, int], tokens: torch.Tensor) -> list[Callable[[], torch.Tensor | None]]:
-        """For each block what gives its bias (h, T, T): called by the block, or all would have to exist at once."""
+    def _biases(self, grid: tuple[int, int], tokens: torch.Tensor) -> list[Callable | None]:
+        """For each block what makes its bias (h, T, T) of its table: called by its attention, or all biases would have
+        to exist at once, and a sharded table (FSDP2) is whole only there."""
         tables = self._tables()
         if not tables:
-            return [lambda: None] * self.num_layers
+            return [None] * self.num_layers
         biases = self._position_biases.of(tables, self.own_grid, grid, tokens, keep=not self.training)
         return biases * self.num_layers if self.rel_pos_bias is not None else biases
 
-    def _through(self, block: Block, tokens, bias: Callable, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    def _through(self, block: Block, tokens, bias: Callable | None, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens (B, T, D) after a block, or its `wanted` ones only; the rest is computed twice if with_cp."""
-
-        def run(tokens: torch.Tensor) -> torch.Tensor:
-            return block(tokens, bias(), wanted)
-
-        return checkpoint(run, tokens, use_reentrant=False) if self.with_cp and torch.is_grad_enabled() else run(tokens)
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, tokens, bias, wanted, use_reentrant=False)
+        return block(tokens, bias, wanted)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """x (B, C, H, W); mask (B, Gh, Gw) or (B, N) bool, True = hidden. One output per entry of `out_indices`."""
@@ -394,7 +393,7 @@ class BEiTViT(BaseModule):
         for i, block in enumerate(self.layers[: max(wanted) + 1]):
             if i in wanted:
                 q, k, _ = block.attn.project(block.ln1(tokens)).permute(2, 0, 3, 1, 4)
-                found[i] = block.attn.probabilities(q, k, biases[i]())
+                found[i] = block.attn.probabilities(q, k, block.attn.bias_of(biases[i]))
             if i < max(wanted):
                 tokens = self._through(block, tokens, biases[i])
         return [found[i] for i in wanted]

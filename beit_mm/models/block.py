@@ -86,6 +86,10 @@ class Attention(nn.Module):
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
         return qkv.view(*x.shape[:2], 3, self.num_heads, x.shape[2] // self.num_heads)
 
+    def bias_of(self, bias: torch.Tensor | Callable | None) -> torch.Tensor | None:
+        """A bias (h, T, T), or None, also where it is given as what makes it of this attention's table."""
+        return bias(self.relative_position_bias_table) if callable(bias) else bias
+
     def probabilities(self, q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Softmax of the scaled products of q and k, both (B, h, T, D / h), plus bias: (B, h, T, T)."""
         logits = (q * self.scale) @ k.transpose(-2, -1)
@@ -109,9 +113,11 @@ class Attention(nn.Module):
             out = F.dropout(self.probabilities(q, k, bias), dropout, self.training) @ v
         return out.transpose(1, 2)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None, wanted: torch.Tensor | None = None) -> torch.Tensor:
-        """x (B, T, D), bias (h, T, T) or None -> (B, T, D); with wanted (B, T) bool, its M tokens only: (M, D)."""
-        out = self.attend(self.project(x), bias).reshape(x.shape)
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | Callable | None, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x (B, T, D), bias as for `bias_of` -> (B, T, D); with wanted (B, T) bool, its M tokens only: (M, D)."""
+        out = self.attend(self.project(x), self.bias_of(bias)).reshape(x.shape)
         return self.proj_drop(self.proj(out if wanted is None else out[wanted]))
 
 
@@ -160,8 +166,10 @@ class Block(nn.Module):
             self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
             self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor | None, wanted: torch.Tensor | None = None) -> torch.Tensor:
-        """x (B, T, D), bias (h, T, T) or None -> (B, T, D).
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | Callable | None, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x (B, T, D), bias (h, T, T), None, or what makes it of the attention's table -> (B, T, D).
 
         With wanted (B, T) bool, `forward(x, bias)[wanted]`, (M, D): the other tokens are keys and values only.
         """

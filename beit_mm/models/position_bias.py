@@ -57,8 +57,8 @@ class PositionBiases:
 
     def of(
         self, tables: Sequence[torch.Tensor], own_grid: Grid, grid: Grid, tokens: torch.Tensor, keep: bool
-    ) -> list[Callable[[], torch.Tensor]]:
-        """For each table what gives its bias (h, T, T) for `grid`, of the device of `tokens`."""
+    ) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """For each table what makes its bias (h, T, T) for `grid` of it, on the device of `tokens`."""
 
         def look_up() -> list[torch.Tensor]:
             index = relative_position_index(grid, tokens.device)
@@ -67,12 +67,12 @@ class PositionBiases:
         # Of another grid's table it is a product, which autocast rounds: it would not be the same without
         keep = keep and (grid == own_grid or not torch.is_autocast_enabled('cpu'))
         if keep and _may_outlive_a_call(tables, tokens) and _size(tables, grid) <= MOST_KEPT:
-            return [lambda bias=bias: bias for bias in self._kept(tables, grid, look_up)]
+            return [lambda table, bias=bias: bias for bias in self._kept(tables, grid, look_up)]
         if len(tables) == 1:  # of all blocks together
             (bias,) = look_up()
-            return [lambda: bias]
+            return [lambda table: bias]
         index = relative_position_index(grid, tokens.device)
-        return [lambda table=table: position_bias(table, own_grid, grid, index) for table in tables]
+        return [lambda table: position_bias(table, own_grid, grid, index)] * len(tables)
 
     def _kept(self, tables: Sequence[torch.Tensor], grid: Grid, look_up: Callable) -> list[torch.Tensor]:
         if list(map(len, tables)) != list(map(len, self.tables)) or not all(map(_equal, tables, self.tables)):

@@ -4,6 +4,13 @@ on.
     python tools/train.py configs/classification/beit-plus-base-p16_ft22k_16xb256-90e_in22k-224.py
     torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch
 
+From tar shards (docs/shards.md):
+
+    python tools/train.py THIS_FILE --cfg-options \
+        train_dataloader.dataset.type=beit_mm.TarShards \
+        train_dataloader.dataset.data_root=data/imagenet22k-shards \
+        train_dataloader.sampler.type=beit_mm.ShardSampler
+
 data/imagenet22k/<class>/: 21,841 classes, 14,197,122 images. No number of its own: nothing is evaluated, as in the
 official run. Differs from its base in the data, the rate (3e-3), the length (90 epochs, 5 of warm-up), drop path 0.2,
 the gradient clip of 3.0 (which the official command asks for and its DeepSpeed run ignores), and in not mixing images.

@@ -4,6 +4,13 @@ on.
     python tools/train.py configs/classification/beit-plus-large-p16_ft22k_32xb64-90e_in22k-224.py
     torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch
 
+From tar shards (docs/shards.md):
+
+    python tools/train.py THIS_FILE --cfg-options \
+        train_dataloader.dataset.type=beit_mm.TarShards \
+        train_dataloader.dataset.data_root=data/imagenet22k-shards \
+        train_dataloader.sampler.type=beit_mm.ShardSampler
+
 As beit-plus-base-p16_ft22k_16xb256-90e_in22k-224, with the rate of 2e-3, layer decay 0.75, and clip 1.0 of the official
 command for large. Differs from its base in the data, the rates, and in not mixing images. bf16 autocast on CUDA, where
 the official code has fp16 with a loss scaler; float32 elsewhere.

@@ -4,6 +4,13 @@
     python tools/train.py configs/pretrain/beit-base-p16_dalle_16xb128-150e_in22k-224.py
     torchrun --nproc_per_node=8 tools/train.py THIS_FILE --launcher pytorch
 
+From tar shards (docs/shards.md):
+
+    python tools/train.py THIS_FILE --cfg-options \
+        train_dataloader.dataset.type=beit_mm.TarShards \
+        train_dataloader.dataset.data_root=data/imagenet22k-shards \
+        train_dataloader.sampler.type=beit_mm.ShardInfiniteSampler
+
 data/imagenet22k holds one folder per class, whose names are not read: 14,197,122 images are 6,932 steps of 2,048 an
 epoch. Differs from its base in the data, the length, 10,000 steps of warm-up, the normalisation (0.5, 0.5 as the
 official command's), and that nothing is evaluated. bf16 autocast on CUDA, where the official code has fp16 with a loss

@@ -15,8 +15,11 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 
+from ...engine.amp import with_finite_steps
 from ...engine.device import suit_device
 from ...engine.optim import layer_decay_table
+from ...engine.scaling import accumulate as in_parts
+from ...engine.scaling import rates_scaled, said, step_of
 from ...engine.schedules import LAYER_DECAY
 from ..cost import build_on_meta
 from . import AnalysisError
@@ -52,8 +55,8 @@ class Schedule(NamedTuple):
 
 def ranks_of(config: Config) -> int:
     """How many processes the recipe is meant for: auto_scale_lr's batch over that of one process; 1 if it is silent."""
-    base = (config.get('auto_scale_lr') or {}).get('base_batch_size')
-    return max(1, round(base / config.train_dataloader.batch_size)) if base else 1
+    alone = step_of(config, 1)
+    return max(1, round(1 / alone.ratio))
 
 
 def epoch_length(config: Config, images: int | None, ranks: int) -> int:
@@ -118,12 +121,18 @@ def follow(config: Config, images: int | None = None, ranks: int | None = None) 
     suit_device(config)
     schedulers = config.get('param_scheduler') or []
     schedulers = [schedulers] if isinstance(schedulers, dict) else list(schedulers)
+    ranks = ranks or ranks_of(config)
+    factor = step_of(config, ranks).factor
+    config.optim_wrapper.pop('micro_batches', None)  # ours, and of the step alone
+    schedulers = rates_scaled(schedulers, factor)
     by_epoch = 'max_epochs' in train or any(scheduler.get('by_epoch', True) for scheduler in schedulers)
-    length = epoch_length(config, images, ranks or ranks_of(config)) if by_epoch else None
+    length = epoch_length(config, images, ranks) if by_epoch else None
     total = train['max_iters'] if 'max_iters' in train else train['max_epochs'] * length
     model = build_on_meta(config)
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
         wrapper = build_optim_wrapper(model, config.optim_wrapper)
+        for group in wrapper.param_groups:
+            group['lr'] *= factor
         groups = _groups(config, model, wrapper.optimizer)
         built = list(_build(schedulers, wrapper, length, train.get('max_epochs'), total, config.filename))
     wrapper.step()  # there is no gradient; schedulers want to be second
@@ -155,14 +164,27 @@ def _build(schedulers: list, wrapper, length: int | None, max_epochs: int | None
         yield built
 
 
-def show(config: Config, images: int | None = None, ranks: int | None = None, out: str | None = None) -> str:
-    """A table of the layers; the curves as .png or .csv."""
+def show(
+    config: Config,
+    images: int | None = None,
+    ranks: int | None = None,
+    accumulate: int | None = None,
+    out: str | None = None,
+) -> str:
+    """A table of the layers; how long the run is, and how large a step on so many ranks; the curves as .png or .csv."""
     path = target(out, ('.png', '.csv')) if out else None
+    if accumulate is not None:
+        config.optim_wrapper = with_finite_steps(config.optim_wrapper)
+        in_parts(config, accumulate)
     found = follow(config, images, ranks)
-    said = f'{found.total:,} iterations'
+    step = step_of(config, ranks or ranks_of(config))
+    length = f'{found.total:,} iterations'
     if found.epoch_length:
-        batch = f'{ranks or ranks_of(config)} x {config.train_dataloader.batch_size}'
-        said += f', epochs of {found.epoch_length:,} (batches of {batch} images)'
+        length += f', {config.train_cfg.get("max_epochs") or found.total / found.epoch_length:g} epochs of '
+        length += f'{found.epoch_length:,}'
+    elif images:
+        length += f', {found.total * step.ranks * step.batch / images:.4g} epochs of {images:,} images'
+    size = said(step, None if found.epoch_length else found.total) if step.reference else str(step)
     if path and path.suffix == '.csv':
         columns = [
             f'{quantity} {group}{"" if found.values["weight decay"][0, i] else " (not decayed)"}'
@@ -173,7 +195,7 @@ def show(config: Config, images: int | None = None, ranks: int | None = None, ou
         write_csv(path, ('iteration', *columns), [(int(s), *row) for s, row in zip(found.steps, values.tolist())])
     elif path:
         _draw(found, path)
-    return '\n\n'.join([_table(found), said, *([str(path)] if path else [])])
+    return '\n\n'.join([_table(found), f'{length}\n{size}', *([str(path)] if path else [])])
 
 
 def _table(found: Schedule) -> str:
