@@ -122,6 +122,7 @@ def _run_door(args: list[str], files: list[str], env: dict[str, str]) -> None:
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     faulthandler.register(signal.SIGUSR2, file=2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest is a script's background job
     os.environ.update(env)
     os.chdir(ROOT)
     multiprocessing.set_start_method('fork', force=True)  # as in a process of its own
