@@ -356,7 +356,7 @@ def test_a23_divergence_ends_both_ranks(tmp_path):
     ended, _, saved = ranks(tmp_path, CLASSIFY, wishes=['--cfg-options', 'optim_wrapper.optimizer.lr=1e6'])
     assert [code for code, _ in ended] == [1, 1]
     assert 'training has diverged: 10 steps in a row, from step 3 on, were skipped' in ended[0][1]
-    assert 'error: training has diverged, as rank 0 says' in ended[1][1]
+    assert 'error: rank 1: training has diverged, as rank 0 says' in ended[1][1]
     assert all(map(all_finite, saved.values()))
 
 

@@ -142,7 +142,9 @@ class FiniteStepsHook(Hook):
             return
         message = self.farewell(runner, what, last, skipped.scale is not None) if is_main_process() else BY_RANK_0
         barrier()  # a launcher ends all ranks as soon as one has ended: not before rank 0 knows what to say
-        raise DivergenceError(message)
+        error = DivergenceError(message)
+        error.of_another_rank = not is_main_process()  # door.py
+        raise error
 
     def farewell(self, runner: Runner, what: str, last: str, scaled: bool) -> str:
         """What the user should know at the end: what and when, the newest checkpoint, reasons, ways out."""
