@@ -41,10 +41,17 @@ def gathered(value):
         return value
     # A checkpoint's is on the CPU already, where NCCL does not gather
     shard = value.to_local().detach().to(value.device_mesh.device_type)
-    whole = DTensor.from_local(
-        shard, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
-    ).full_tensor()
+    whole = in_shards(shard, value).full_tensor()
     return _on_cpu(whole) if is_main_process() else None
+
+
+def in_shards(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a parameter, as what it is a shard of; and other tensors themselves."""
+    if not isinstance(like, DTensor):
+        return value
+    return DTensor.from_local(
+        value, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 def _on_cpu(whole: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,12 @@ Each rank averages its own shards, in a tree of bare modules with the model's na
 
 import functools
 
-import torch
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from ..checkpoints.gathering import in_shards
 from .finite import local
 from .sharding import is_sharded, sharded_like
 
@@ -27,15 +26,6 @@ def shards_of(model: nn.Module) -> nn.Module:
     for name, buffer in model.named_buffers(recurse=False):
         tree.register_buffer(name, buffer, persistent=name not in model._non_persistent_buffers_set)
     return tree
-
-
-def in_shards(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a parameter, as what it is a shard of; and other tensors themselves."""
-    if not isinstance(like, DTensor):
-        return value
-    return DTensor.from_local(
-        value, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
 
 
 class ShardedAverages:
